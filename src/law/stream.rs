@@ -1,0 +1,138 @@
+//! Learning from one run at a time: an iterated extended Kalman filter on ln E.
+//!
+//! - Constant memory and time; the state is [`Law`] itself.
+//! - Robust: a run far off its prediction counts less (Huber), so one wrong annotation
+//!   does not spoil the law.
+//! - Forgetting is directional: only what a run speaks about grows less certain again, so
+//!   nothing blows up however long one configuration repeats.
+//! - CUSUM: where errors keep one sign, the law's level opens up and follows.
+
+use super::features::Observation;
+use super::form::Form;
+use super::linalg::dot;
+use super::predict::Prediction;
+use super::state::Law;
+
+/// Forgetting per run.
+const LAMBDA: f64 = 0.98;
+/// Standard deviations beyond which a run counts less.
+const HUBER: f64 = 2.0;
+/// CUSUM of standardised errors: slack and alarm.
+const SLACK: f64 = 0.75;
+const ALARM: f64 = 6.0;
+/// Standard deviation of a shift of the whole law, in ln E, once the alarm has gone off.
+const SHIFT: f64 = 0.25;
+/// Weight of the newest run in the running mean error.
+const RECENT: f64 = 0.2;
+
+/// What became of one observation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    Learnt(Update),
+    /// Not learnt from, and why.
+    Refused(&'static str),
+}
+
+/// A law's step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// What was predicted before the run was seen.
+    pub before: Prediction,
+    /// |predicted − measured| / measured.
+    pub error: f64,
+    /// True where the run was so far off that it counted less.
+    pub outlier: bool,
+    /// True where errors had kept one sign for so long that the law opened up.
+    pub reset: bool,
+}
+
+impl Law {
+    /// Learns from one run.
+    pub fn learn(&mut self, run: &Observation) -> Outcome {
+        let f = &run.features;
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        if !positive(run.energy.0) {
+            return Outcome::Refused("the energy is not a positive number");
+        }
+        if !(positive(f.images) && positive(f.calls) && positive(f.flops.0) && positive(f.tokens)) {
+            return Outcome::Refused("the workload has no work in it");
+        }
+        let before = self.predict(f);
+        self.admit(f);
+        let y = run.energy.0.ln();
+        let z = self.filter(run, y);
+        let reset = self.watch(z);
+        self.score_noise(run, y);
+        let error = (before.median.0 / run.energy.0 - 1.0).abs();
+        let weight = RECENT.max(1.0 / (self.observations as f64 + 1.0));
+        self.error += weight * (error.min(10.0) - self.error);
+        self.observations += 1;
+        self.touch(run);
+        Outcome::Learnt(Update { before, error, outlier: z.abs() > HUBER, reset })
+    }
+
+    /// The Kalman step; gives the standardised error of the prediction.
+    fn filter(&mut self, run: &Observation, y: f64) -> f64 {
+        let start: Vec<f64> = self.parameters.iter().map(|p| p.mean).collect();
+        let mut z = 0.0;
+        let mut last = (Vec::new(), Vec::new(), 1.0);
+        for iteration in 0..3 {
+            let (ln, slopes) = self.linearise(&run.features);
+            let (x, _) = self.dense(&run.features, &slopes);
+            let px = self.covariance.times(&x);
+            let spread = dot(&x, &px);
+            let moved: Vec<f64> = start.iter().zip(&self.parameters).map(|(a, p)| a - p.mean).collect();
+            let innovation = y - ln - dot(&x, &moved);
+            if iteration == 0 {
+                z = innovation / (spread + self.noise).sqrt();
+            }
+            let noise = self.noise * (z.abs() / HUBER).powi(2).max(1.0);
+            let total = spread + noise;
+            for (i, parameter) in self.parameters.iter_mut().enumerate() {
+                parameter.mean = start[i] + px[i] * innovation / total;
+            }
+            last = (px, x, total);
+        }
+        let (px, x, total) = last;
+        self.covariance.add_outer(&px, -1.0 / total);
+        let spread = dot(&x, &self.covariance.times(&x));
+        if spread > 1e-12 {
+            let px = self.covariance.times(&x);
+            self.covariance.add_outer(&px, (1.0 / LAMBDA - 1.0) / spread);
+        }
+        z
+    }
+
+    /// Two-sided CUSUM; opens the law up and starts anew at an alarm.
+    fn watch(&mut self, z: f64) -> bool {
+        let z = z.clamp(-3.0, 3.0);
+        self.cusum = ((self.cusum.0 + z - SLACK).max(0.0), (self.cusum.1 - z - SLACK).max(0.0));
+        if self.cusum.0.max(self.cusum.1) < ALARM {
+            return false;
+        }
+        self.cusum = (0.0, 0.0);
+        // A world that moves moves as a whole: another driver, another power limit.
+        let whole = |name: &str| matches!(name, "start" | "step" | "teraflop" | "intercept");
+        let level: Vec<f64> = self.parameters.iter().map(|p| f64::from(u8::from(whole(&p.name)))).collect();
+        self.covariance.add_outer(&level, SHIFT * SHIFT);
+        true
+    }
+
+    /// Noise from what is left after the step, so that it does not take the law's own
+    /// ignorance for scatter.
+    fn score_noise(&mut self, run: &Observation, y: f64) {
+        let (ln, _) = self.linearise(&run.features);
+        let left = (y - ln).powi(2).min(HUBER.powi(2) * self.noise);
+        let weight = 1.0 / (self.observations as f64 + 20.0).min(100.0);
+        self.noise = (self.noise + weight * (left - self.noise)).clamp(0.02_f64.powi(2), 0.5_f64.powi(2));
+    }
+
+    fn touch(&mut self, run: &Observation) {
+        for (name, _) in Form::own(&run.features) {
+            if let Some(i) = self.index(&name) {
+                self.parameters[i].seen = self.observations;
+                self.parameters[i].runs += 1;
+            }
+        }
+    }
+}
