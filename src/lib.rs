@@ -7,3 +7,4 @@
 pub mod contract;
 pub mod law;
 pub mod carbon;
+pub mod budget;

@@ -1,0 +1,184 @@
+//! The arithmetic of a budget's ledger.
+//!
+//! Totals are a pure function of the reservations and of the grants still in flight, each
+//! job counted once by UID. Nothing is added to a running total that could be added
+//! twice, so any leader that reads the same objects gets the same figures.
+
+use super::period::Period;
+use crate::carbon::Milligrams;
+use jiff::Timestamp;
+use std::collections::HashSet;
+
+/// Grams booked to one bucket of a budget's time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Charge {
+    pub bucket: String,
+    pub mass: Milligrams,
+}
+
+/// One job's line in a budget's ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub uid: String,
+    /// What was set aside when it was granted.
+    pub reserved: Milligrams,
+    /// What it was measured to have emitted so far, by bucket.
+    pub charges: Vec<Charge>,
+    /// True once the job has ended and its energy is known: nothing stays set aside.
+    pub settled: bool,
+}
+
+impl Entry {
+    /// All that was charged, whenever.
+    pub fn charged(&self) -> Milligrams {
+        self.charges.iter().map(|charge| charge.mass).sum()
+    }
+
+    /// What is still set aside: the reservation, drawn down by what was measured.
+    pub fn outstanding(&self) -> Milligrams {
+        if self.settled { Milligrams(0) } else { (self.reserved - self.charged()).or_zero() }
+    }
+
+    /// What settling gave back (negative: the job burned more than was reserved).
+    pub fn refund(&self) -> Milligrams {
+        if self.settled { self.reserved - self.charged() } else { Milligrams(0) }
+    }
+}
+
+/// A grant that is committed to the budget's status, but whose reservation may not exist
+/// yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granting {
+    pub uid: String,
+    pub mass: Milligrams,
+}
+
+/// Where a budget stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    pub limit: Milligrams,
+    /// Measured in this period.
+    pub consumed: Milligrams,
+    /// Set aside for jobs granted and not settled.
+    pub reserved: Milligrams,
+    /// Given back by jobs settled in this period, overruns not subtracted.
+    pub refunded: Milligrams,
+    /// Burned beyond reservations in this period.
+    pub overrun: Milligrams,
+}
+
+impl Totals {
+    /// What can still be granted; never below zero.
+    pub fn remaining(&self) -> Milligrams {
+        (self.limit - self.consumed - self.reserved).or_zero()
+    }
+}
+
+/// Adds a ledger up.
+pub fn totals(
+    limit: Milligrams,
+    period: &Period,
+    entries: &[Entry],
+    granting: &[Granting],
+    now: Timestamp,
+) -> Totals {
+    let mut totals = Totals { limit, ..Totals::default() };
+    let mut known: HashSet<&str> = HashSet::with_capacity(entries.len());
+    for entry in entries.iter().filter(|entry| known.insert(&entry.uid)) {
+        let here: Milligrams =
+            entry.charges.iter().filter(|c| period.counts(&c.bucket, now)).map(|c| c.mass).sum();
+        totals.consumed += here;
+        totals.reserved += entry.outstanding();
+        if entry.settled && here > Milligrams(0) {
+            totals.refunded += entry.refund().or_zero();
+        }
+        totals.overrun += (entry.charged() - entry.reserved).or_zero();
+    }
+    for grant in granting.iter().filter(|grant| known.insert(&grant.uid)) {
+        totals.reserved += grant.mass;
+    }
+    totals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::tz::TimeZone;
+    use proptest::prelude::*;
+
+    fn now() -> Timestamp {
+        "2026-11-23T12:00:00Z".parse().unwrap()
+    }
+
+    fn month() -> Period {
+        Period::Month(TimeZone::UTC)
+    }
+
+    fn entry(uid: &str, reserved: i64, charged: i64, settled: bool) -> Entry {
+        let charges = vec![Charge { bucket: "2026-11".into(), mass: Milligrams(charged) }];
+        Entry { uid: uid.into(), reserved: Milligrams(reserved), charges, settled }
+    }
+
+    #[test]
+    fn a_running_job_draws_its_reservation_down_and_its_sum_stays() {
+        for charged in [0, 30, 100] {
+            let sum = totals(Milligrams(1000), &month(), &[entry("a", 100, charged, false)], &[], now());
+            assert_eq!(sum.remaining(), Milligrams(900));
+        }
+    }
+
+    #[test]
+    fn settling_gives_the_rest_back() {
+        let sum = totals(Milligrams(1000), &month(), &[entry("a", 100, 60, true)], &[], now());
+        assert_eq!((sum.remaining(), sum.refunded), (Milligrams(940), Milligrams(40)));
+    }
+
+    #[test]
+    fn a_grant_in_flight_counts_until_its_reservation_does() {
+        let granting = [Granting { uid: "a".into(), mass: Milligrams(100) }];
+        let before = totals(Milligrams(1000), &month(), &[], &granting, now());
+        let after = totals(Milligrams(1000), &month(), &[entry("a", 100, 0, false)], &granting, now());
+        assert_eq!(before.remaining(), after.remaining());
+    }
+
+    #[test]
+    fn an_overrun_is_consumed_and_nothing_goes_below_zero() {
+        let sum = totals(Milligrams(100), &month(), &[entry("a", 50, 130, false)], &[], now());
+        assert_eq!((sum.consumed, sum.reserved, sum.remaining()), (Milligrams(130), Milligrams(0), Milligrams(0)));
+        assert_eq!(sum.overrun, Milligrams(80));
+    }
+
+    #[test]
+    fn another_periods_charge_does_not_count_but_its_open_reservation_does() {
+        let mut old = entry("a", 100, 40, false);
+        old.charges[0].bucket = "2026-10".into();
+        let sum = totals(Milligrams(1000), &month(), &[old], &[], now());
+        assert_eq!((sum.consumed, sum.reserved), (Milligrams(0), Milligrams(60)));
+    }
+
+    proptest! {
+        #[test]
+        fn order_and_repetition_change_nothing_and_parts_are_conserved(
+            lines in proptest::collection::vec((0_i64..500, 0_i64..800, any::<bool>()), 0..30),
+        ) {
+            let mut entries: Vec<Entry> = lines
+                .iter()
+                .enumerate()
+                .map(|(i, (reserved, charged, settled))| entry(&i.to_string(), *reserved, *charged, *settled))
+                .collect();
+            let once = totals(Milligrams(100_000), &month(), &entries, &[], now());
+            let mut doubled = entries.clone();
+            doubled.append(&mut entries.clone());
+            prop_assert_eq!(once, totals(Milligrams(100_000), &month(), &doubled, &[], now()));
+            entries.reverse();
+            prop_assert_eq!(once, totals(Milligrams(100_000), &month(), &entries, &[], now()));
+            for line in &entries {
+                let conserved = line.outstanding() + line.charged() + line.refund();
+                prop_assert!(conserved >= line.reserved);
+                if line.settled {
+                    prop_assert_eq!(line.refund() + line.charged(), line.reserved);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! What a budget says: its policy and period, the arithmetic of its ledger, the verdict on
+//! a job, what would fit instead, and the leader's plan.
+//!
+//! Pure: the webhook, the controller and the command line call the same functions, so
+//! they cannot disagree.
+
+mod account;
+mod alternatives;
+mod estimate;
+mod period;
+mod plan;
+mod policy;
+mod verdict;
+
+pub use account::{Charge, Entry, Granting, Totals, totals};
+pub use alternatives::{Alternative, alternatives};
+pub use estimate::{Estimate, EstimateError, Oracle, Request, Site};
+pub use period::{Period, Span};
+pub use plan::{Budget, Candidate, Grant, Plan, Refusal, plan};
+pub use policy::{AtDeadline, Mode, OnExceed, OnUnknown, Policy, WhenUnavailable};
+pub use verdict::{Decision, Need, Reason, Verdict, decide};

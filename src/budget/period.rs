@@ -1,0 +1,150 @@
+//! The stretch of time a limit is for: a pure function of time zone and now.
+
+use jiff::civil::{Date, Weekday};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
+
+/// Calendar periods in a time zone, or a window of days that ends today.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Period {
+    Day(TimeZone),
+    Week(TimeZone),
+    Month(TimeZone),
+    /// The last n days, today included.
+    Rolling(TimeZone, u16),
+}
+
+/// The period that a moment is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Names the period: `2026-11`, `2026-W48`, `2026-11-23`.
+    pub id: String,
+    pub start: Timestamp,
+    /// When what is consumed now is forgotten: the next period's start; for a rolling
+    /// window the next midnight, when its oldest day falls out.
+    pub end: Timestamp,
+}
+
+impl Period {
+    /// The period at `now`; across a clock change it is 23 or 25 hours a day, as the
+    /// calendar says.
+    pub fn at(&self, now: Timestamp) -> Span {
+        let today = now.to_zoned(self.zone().clone()).date();
+        let (id, first, next) = match self {
+            Self::Day(_) => (today.to_string(), today, shift(today, 1)),
+            Self::Week(_) => {
+                let since = i64::from(today.weekday().since(Weekday::Monday));
+                let iso = today.iso_week_date();
+                let monday = shift(today, -since);
+                (format!("{}-W{:02}", iso.year(), iso.week()), monday, shift(monday, 7))
+            }
+            Self::Month(_) => {
+                let next = today.last_of_month();
+                (today.strftime("%Y-%m").to_string(), today.first_of_month(), shift(next, 1))
+            }
+            Self::Rolling(_, days) => {
+                let first = shift(today, 1 - i64::from(*days));
+                (format!("{days}d-to-{today}"), first, shift(today, 1))
+            }
+        };
+        Span { id, start: self.midnight(first), end: self.midnight(next) }
+    }
+
+    /// The bucket that a charge at `now` goes to: the period itself, or the day of a
+    /// rolling window.
+    pub fn bucket(&self, now: Timestamp) -> String {
+        match self {
+            Self::Rolling(zone, _) => now.to_zoned(zone.clone()).date().to_string(),
+            _ => self.at(now).id,
+        }
+    }
+
+    /// True where a charge in `bucket` counts at `now`.
+    pub fn counts(&self, bucket: &str, now: Timestamp) -> bool {
+        match self {
+            Self::Rolling(zone, days) => {
+                let today = now.to_zoned(zone.clone()).date();
+                let first = shift(today, 1 - i64::from(*days));
+                // A bucket from another policy is no date: what burned counts.
+                bucket.parse::<Date>().is_ok_and(|day| day >= first)
+            }
+            _ => bucket == self.at(now).id,
+        }
+    }
+
+    fn zone(&self) -> &TimeZone {
+        match self {
+            Self::Day(zone) | Self::Week(zone) | Self::Month(zone) | Self::Rolling(zone, _) => zone,
+        }
+    }
+
+    fn midnight(&self, day: Date) -> Timestamp {
+        self.zone()
+            .to_ambiguous_zoned(day.at(0, 0, 0, 0))
+            .compatible()
+            .map_or(Timestamp::MAX, |zoned| zoned.timestamp())
+    }
+}
+
+fn shift(day: Date, days: i64) -> Date {
+    day.saturating_add(days.days())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn berlin() -> TimeZone {
+        TimeZone::get("Europe/Berlin").unwrap()
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_month_ends_at_local_midnight() {
+        let span = Period::Month(berlin()).at(at("2026-11-30T22:59:59Z"));
+        assert_eq!((span.id.as_str(), span.end), ("2026-11", at("2026-11-30T23:00:00Z")));
+        assert_eq!(Period::Month(berlin()).at(at("2026-11-30T23:00:00Z")).id, "2026-12");
+    }
+
+    #[test]
+    fn a_week_belongs_to_its_iso_year() {
+        let span = Period::Week(TimeZone::UTC).at(at("2027-01-02T12:00:00Z"));
+        assert_eq!(span.id, "2026-W53");
+        assert_eq!(span.start, at("2026-12-28T00:00:00Z"));
+    }
+
+    #[test]
+    fn the_days_of_a_clock_change_have_23_and_25_hours() {
+        let hours = |text: &str| {
+            let span = Period::Day(berlin()).at(at(text));
+            (span.end.as_second() - span.start.as_second()) / 3600
+        };
+        assert_eq!(hours("2026-03-29T12:00:00Z"), 23);
+        assert_eq!(hours("2026-10-25T12:00:00Z"), 25);
+    }
+
+    #[test]
+    fn a_rolling_window_forgets_its_oldest_day() {
+        let period = Period::Rolling(TimeZone::UTC, 7);
+        let bucket = period.bucket(at("2026-11-01T10:00:00Z"));
+        assert!(period.counts(&bucket, at("2026-11-07T23:59:59Z")));
+        assert!(!period.counts(&bucket, at("2026-11-08T00:00:00Z")));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_moment_lies_in_its_period_and_names_it_alike(second in 0_i64..4_000_000_000) {
+            let now = Timestamp::from_second(second).unwrap();
+            for period in [Period::Day(berlin()), Period::Week(berlin()), Period::Month(berlin())] {
+                let span = period.at(now);
+                proptest::prop_assert!(span.start <= now && now < span.end);
+                proptest::prop_assert_eq!(&period.at(span.start).id, &span.id);
+                proptest::prop_assert_ne!(&period.at(span.end).id, &span.id);
+                proptest::prop_assert!(period.counts(&period.bucket(now), now));
+            }
+        }
+    }
+}
