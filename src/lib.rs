@@ -8,3 +8,4 @@ pub mod contract;
 pub mod law;
 pub mod carbon;
 pub mod budget;
+pub mod node;

@@ -1,0 +1,286 @@
+//! Splitting one GPU's energy over one window among its holders: pure integer
+//! arithmetic, in microjoules, parts that sum to the whole exactly.
+
+use crate::law::Microjoules;
+use std::collections::BTreeMap;
+
+/// Who may be billed for a GPU: a container of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Holder {
+    pub uid: String,
+    pub namespace: String,
+    pub pod: String,
+    pub container: String,
+}
+
+/// Energy that is no pod's, by reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unattributed {
+    /// Idle power of a GPU that nobody holds.
+    Unallocated,
+    /// A process outside any pod.
+    HostProcess,
+    /// Someone worked, and it cannot be said who.
+    UnknownHolder,
+    /// Time that was not watched.
+    Gap,
+}
+
+impl Unattributed {
+    pub const ALL: [Self; 4] = [Self::Unallocated, Self::HostProcess, Self::UnknownHolder, Self::Gap];
+
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unallocated => "unallocated",
+            Self::HostProcess => "host_process",
+            Self::UnknownHolder => "unknown_holder",
+            Self::Gap => "gap",
+        }
+    }
+}
+
+/// How well a window's split is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Quality {
+    /// One holder, nobody else: no model.
+    Exact,
+    /// Several, weighted by utilisation samples.
+    Sampled,
+}
+
+impl Quality {
+    pub const ALL: [Self; 2] = [Self::Exact, Self::Sampled];
+
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Sampled => "sampled",
+        }
+    }
+}
+
+/// One window of one GPU.
+#[derive(Debug, Clone, Default)]
+pub struct Window {
+    pub energy: Microjoules,
+    pub micros: u64,
+    /// Idle power of this GPU, mW.
+    pub idle_milliwatts: u64,
+    /// Device replicas held.
+    pub holders: BTreeMap<Holder, u64>,
+    /// Activity by owner: SM percent × µs; `Owner::Pod` names a pod UID.
+    pub activity: BTreeMap<Owner, u64>,
+}
+
+/// Whose a process is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    Pod(String),
+    Host,
+}
+
+/// A window's parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split {
+    /// (active, idle) by holder.
+    pub pods: BTreeMap<Holder, (Microjoules, Microjoules)>,
+    pub unattributed: BTreeMap<Unattributed, Microjoules>,
+    pub quality: Quality,
+}
+
+impl Split {
+    /// The sum of all parts: the window's energy.
+    pub fn total(&self) -> Microjoules {
+        let pods: Microjoules = self.pods.values().map(|(active, idle)| *active + *idle).sum();
+        pods + self.unattributed.values().copied().sum()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Payer {
+    Holder(Holder),
+    Reason(Unattributed),
+}
+
+/// Splits a window: idle power to the holders by replicas, the rest to those who worked
+/// by activity. See docs/attribution.md for the rules and their reasons.
+pub fn split(window: &Window) -> Split {
+    let idle_bound = u128::from(window.idle_milliwatts) * u128::from(window.micros) / 1000;
+    let idle = Microjoules(u64::try_from(idle_bound).unwrap_or(u64::MAX).min(window.energy.0));
+    let mut split = Split { pods: BTreeMap::new(), unattributed: BTreeMap::new(), quality: Quality::Exact };
+    let holders: BTreeMap<Payer, u64> =
+        window.holders.iter().map(|(h, weight)| (Payer::Holder(h.clone()), *weight)).collect();
+    let idle_payers = or_else(holders, Unattributed::Unallocated);
+    for (payer, part) in apportion(idle.0, &idle_payers) {
+        split.pay(payer, part, false);
+    }
+    let (active_payers, quality) = active_payers(window);
+    split.quality = quality;
+    for (payer, part) in apportion(window.energy.0 - idle.0, &active_payers) {
+        split.pay(payer, part, true);
+    }
+    split
+}
+
+impl Split {
+    fn pay(&mut self, payer: Payer, part: u64, active: bool) {
+        match payer {
+            Payer::Holder(holder) => {
+                let slot = self.pods.entry(holder).or_default();
+                *(if active { &mut slot.0 } else { &mut slot.1 }) += Microjoules(part);
+            }
+            Payer::Reason(reason) => *self.unattributed.entry(reason).or_default() += Microjoules(part),
+        }
+    }
+}
+
+fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
+    let mut payers: BTreeMap<Payer, u64> = BTreeMap::new();
+    for (owner, weight) in window.activity.iter().filter(|(_, weight)| **weight > 0) {
+        let payer = match owner {
+            Owner::Host => Payer::Reason(Unattributed::HostProcess),
+            Owner::Pod(uid) => window
+                .holders
+                .keys()
+                .find(|holder| holder.uid == *uid)
+                .map_or(Payer::Reason(Unattributed::UnknownHolder), |h| Payer::Holder(h.clone())),
+        };
+        *payers.entry(payer).or_default() += *weight;
+    }
+    let quality = if window.holders.len() <= 1 && payers.len() <= 1 { Quality::Exact } else { Quality::Sampled };
+    if payers.is_empty() {
+        payers = match window.holders.keys().collect::<Vec<_>>()[..] {
+            [] => BTreeMap::from([(Payer::Reason(Unattributed::Unallocated), 1)]),
+            [only] => BTreeMap::from([(Payer::Holder(only.clone()), 1)]),
+            _ => BTreeMap::from([(Payer::Reason(Unattributed::UnknownHolder), 1)]),
+        };
+    }
+    (payers, quality)
+}
+
+fn or_else(payers: BTreeMap<Payer, u64>, reason: Unattributed) -> BTreeMap<Payer, u64> {
+    let some = payers.values().any(|weight| *weight > 0);
+    if some { payers } else { BTreeMap::from([(Payer::Reason(reason), 1)]) }
+}
+
+/// Shares a total by weight: floors, then one each to the largest remainders, ties to the
+/// smallest key. The parts sum to the total exactly.
+fn apportion<K: Ord + Clone>(total: u64, weights: &BTreeMap<K, u64>) -> Vec<(K, u64)> {
+    let sum: u128 = weights.values().map(|weight| u128::from(*weight)).sum();
+    if sum == 0 {
+        return Vec::new();
+    }
+    let mut parts: Vec<(K, u64, u128)> = weights
+        .iter()
+        .map(|(key, weight)| {
+            let product = u128::from(total) * u128::from(*weight);
+            (key.clone(), u64::try_from(product / sum).unwrap_or(u64::MAX), product % sum)
+        })
+        .collect();
+    let given: u64 = parts.iter().map(|part| part.1).sum();
+    let mut order: Vec<usize> = (0..parts.len()).filter(|i| parts[*i].2 > 0).collect();
+    // The parts are in key order and the sort is stable: ties go to the smallest key.
+    order.sort_by_key(|i| std::cmp::Reverse(parts[*i].2));
+    let left = usize::try_from(total - given).unwrap_or(usize::MAX);
+    for i in order.into_iter().take(left) {
+        parts[i].1 += 1;
+    }
+    parts.into_iter().map(|(key, part, _)| (key, part)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn holder(name: &str) -> Holder {
+        Holder { uid: name.into(), namespace: "ns".into(), pod: name.into(), container: "main".into() }
+    }
+
+    fn window(joules: u64, holders: &[(&str, u64)], activity: &[(Option<&str>, u64)]) -> Window {
+        Window {
+            energy: Microjoules(joules),
+            micros: 1_000_000,
+            idle_milliwatts: 72_000,
+            holders: holders.iter().map(|(name, weight)| (holder(name), *weight)).collect(),
+            activity: activity
+                .iter()
+                .map(|(pod, weight)| (pod.map_or(Owner::Host, |uid| Owner::Pod(uid.into())), *weight))
+                .collect(),
+        }
+    }
+
+    fn of(split: &Split, name: &str) -> (u64, u64) {
+        split.pods.get(&holder(name)).map_or((0, 0), |(active, idle)| (active.0, idle.0))
+    }
+
+    #[test]
+    fn two_holders_share_idle_by_replicas_and_work_by_activity() {
+        let split = split(&window(300_000_000, &[("a", 1), ("b", 1)], &[(Some("a"), 60), (Some("b"), 20)]));
+        assert_eq!(of(&split, "a"), (171_000_000, 36_000_000));
+        assert_eq!(of(&split, "b"), (57_000_000, 36_000_000));
+        assert_eq!(split.quality, Quality::Sampled);
+    }
+
+    #[test]
+    fn work_that_no_sample_explains_is_nobodys_when_several_hold() {
+        let split = split(&window(300_000_000, &[("a", 1), ("b", 1)], &[]));
+        assert_eq!(of(&split, "a"), (0, 36_000_000));
+        assert_eq!(split.unattributed[&Unattributed::UnknownHolder].0, 228_000_000);
+    }
+
+    #[test]
+    fn one_holder_alone_takes_all_without_a_model() {
+        let split = split(&window(300_000_000, &[("a", 1)], &[]));
+        assert_eq!((of(&split, "a"), split.quality), ((228_000_000, 72_000_000), Quality::Exact));
+    }
+
+    #[test]
+    fn without_a_holder_idle_is_unallocated_and_work_the_hosts() {
+        let split = split(&window(300_000_000, &[], &[(None, 1)]));
+        assert_eq!(split.unattributed[&Unattributed::Unallocated].0, 72_000_000);
+        assert_eq!(split.unattributed[&Unattributed::HostProcess].0, 228_000_000);
+    }
+
+    #[test]
+    fn leftovers_go_to_the_largest_remainders_then_the_smallest_key() {
+        let mut w = window(10, &[("a", 1), ("b", 1), ("c", 1)], &[(Some("a"), 1), (Some("b"), 1), (Some("c"), 1)]);
+        w.idle_milliwatts = 0;
+        let split = split(&w);
+        assert_eq!([of(&split, "a").0, of(&split, "b").0, of(&split, "c").0], [4, 3, 3]);
+    }
+
+    fn any_window() -> impl Strategy<Value = Window> {
+        let energy = prop_oneof![Just(0), Just(1), Just(7), 0_u64..700_000_000];
+        let holders = proptest::collection::btree_map(0_u8..5, 1_u64..9, 0..5);
+        let activity = proptest::collection::vec((proptest::option::of(0_u8..6), 0_u64..500_000_000), 0..7);
+        (energy, 0_u64..5_000_000, prop_oneof![Just(0_u64), Just(70_000)], holders, activity).prop_map(
+            |(energy, micros, idle_milliwatts, holders, activity)| Window {
+                energy: Microjoules(energy),
+                micros,
+                idle_milliwatts,
+                holders: holders.into_iter().map(|(n, w)| (holder(&n.to_string()), w)).collect(),
+                activity: activity
+                    .into_iter()
+                    .map(|(pod, w)| (pod.map_or(Owner::Host, |n| Owner::Pod(n.to_string())), w))
+                    .collect(),
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+        #[test]
+        fn over_20000_random_windows_parts_sum_to_the_whole_exactly(window in any_window()) {
+            let split = split(&window);
+            prop_assert_eq!(split.total(), window.energy);
+            for (owner, (active, _)) in &split.pods {
+                let worked = window.activity.get(&Owner::Pod(owner.uid.clone())).is_some_and(|w| *w > 0);
+                let alone = window.holders.len() == 1 && window.activity.values().all(|w| *w == 0);
+                prop_assert!(active.0 == 0 || worked || alone, "{owner:?} was billed for work it did not do");
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Calls about the processes on one GPU.
+
+use crate::abi::*;
+use crate::model::{RING, SAMPLE_US};
+use std::collections::BTreeMap;
+
+unsafe fn processes(device: Device, call: &str, count: *mut u32, out: *mut ProcessInfo, compute: bool) -> u32 {
+    with(device, call, |gpu, now| {
+        let list = gpu
+            .processes
+            .iter()
+            .filter(|p| compute && p.runs_at(now))
+            .map(|p| ProcessInfo {
+                pid: p.pid,
+                used_memory: 1 << 30,
+                gpu_instance: u32::MAX,
+                compute_instance: u32::MAX,
+            })
+            .collect();
+        unsafe { put_list(count, out, list) }
+    })
+}
+
+macro_rules! process_list {
+    ($name:ident, $compute:literal) => {
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(device: Device, count: *mut u32, out: *mut ProcessInfo) -> u32 {
+            unsafe { processes(device, stringify!($name), count, out, $compute) }
+        }
+    };
+}
+
+process_list!(nvmlDeviceGetComputeRunningProcesses_v3, true);
+process_list!(nvmlDeviceGetGraphicsRunningProcesses_v3, false);
+process_list!(nvmlDeviceGetMPSComputeRunningProcesses_v3, false);
+
+/// One entry a PID, averaged over the ring's samples newer than `last`; none is NOT_FOUND.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetProcessUtilization(
+    device: Device,
+    out: *mut ProcessUtilizationSample,
+    count: *mut u32,
+    last: u64,
+) -> u32 {
+    with(device, "nvmlDeviceGetProcessUtilization", |gpu, now| {
+        let newest = now / SAMPLE_US;
+        let oldest = (last / SAMPLE_US + 1).max(newest.saturating_sub(RING - 1));
+        let samples = (newest + 1).saturating_sub(oldest);
+        let mut seen: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        for k in oldest..=newest {
+            if let Some(process) = gpu.sampled(k) {
+                let entry = seen.entry(process.pid).or_default();
+                *entry = (k * SAMPLE_US, entry.1 + 100);
+            }
+        }
+        if seen.is_empty() {
+            return NOT_FOUND;
+        }
+        let list = seen
+            .into_iter()
+            .map(|(pid, (time_stamp, percent))| ProcessUtilizationSample {
+                pid,
+                time_stamp,
+                sm: u32::try_from(percent / samples.max(1)).unwrap_or(100),
+                memory: 0,
+                encoder: 0,
+                decoder: 0,
+            })
+            .collect();
+        unsafe { put_list(count, out, list) }
+    })
+}

@@ -1,0 +1,44 @@
+//! The one clock, and the scenario as it stands: re-read when the file changes.
+
+use crate::scenario::Scenario;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+struct Cached {
+    stamp: (u64, SystemTime),
+    scenario: Arc<Scenario>,
+}
+
+static CACHE: Mutex<Option<Cached>> = Mutex::new(None);
+
+fn path(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from)
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn now() -> u64 {
+    let stepped = path("NVML_SIM_CLOCK")
+        .and_then(|path| std::fs::read_to_string(path).ok())
+        .and_then(|text| text.trim().parse().ok());
+    stepped.unwrap_or_else(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    })
+}
+
+/// The scenario, or `None` where there is none: then there is no driver.
+pub(crate) fn scenario() -> Option<Arc<Scenario>> {
+    use std::os::unix::fs::MetadataExt;
+    let path = path("NVML_SIM_SCENARIO")?;
+    let metadata = std::fs::metadata(&path).ok()?;
+    let stamp = (metadata.ino(), metadata.modified().ok()?);
+    let mut cache = CACHE.lock().ok()?;
+    if let Some(cached) = cache.as_ref().filter(|cached| cached.stamp == stamp) {
+        return Some(cached.scenario.clone());
+    }
+    let text = std::fs::read(&path).ok()?;
+    let scenario = Arc::new(serde_json::from_slice(&text).ok()?);
+    *cache = Some(Cached { stamp, scenario });
+    cache.as_ref().map(|cached| cached.scenario.clone())
+}
