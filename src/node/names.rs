@@ -1,0 +1,67 @@
+//! Pod UIDs by name. The kubelet's PodResources API gives none; its log folder names each
+//! pod's directory `namespace_name_uid`, and appears the moment a pod is set up.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+/// The folder /var/log/pods, or wherever it is mounted.
+#[derive(Debug)]
+pub struct PodNames {
+    root: PathBuf,
+    stamp: Option<SystemTime>,
+    by_name: HashMap<(String, String), String>,
+}
+
+impl PodNames {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, stamp: None, by_name: HashMap::new() }
+    }
+
+    /// Re-reads the folder where it changed; true if it did.
+    pub fn refresh(&mut self) -> bool {
+        let stamp = std::fs::metadata(&self.root).and_then(|m| m.modified()).ok();
+        if stamp == self.stamp {
+            return false;
+        }
+        self.stamp = stamp;
+        let Ok(entries) = std::fs::read_dir(&self.root) else { return true };
+        let mut found: Vec<(SystemTime, String)> = entries
+            .filter_map(Result::ok)
+            .map(|entry| {
+                let born = entry.metadata().and_then(|m| m.created().or_else(|_| m.modified()));
+                (born.unwrap_or(SystemTime::UNIX_EPOCH), entry.file_name().to_string_lossy().into_owned())
+            })
+            .collect();
+        // Of two pods of one name, a StatefulSet's say, the youngest is the one alive.
+        found.sort();
+        self.by_name = found.iter().filter_map(|(_, name)| split(name)).collect();
+        true
+    }
+
+    pub fn uid(&self, namespace: &str, pod: &str) -> Option<&str> {
+        self.by_name.get(&(namespace.to_owned(), pod.to_owned())).map(String::as_str)
+    }
+}
+
+/// Neither namespaces, pod names nor UIDs hold an underscore.
+fn split(name: &str) -> Option<((String, String), String)> {
+    let mut parts = name.split('_');
+    let (namespace, pod, uid) = (parts.next()?, parts.next()?, parts.next()?);
+    (parts.next().is_none() && !uid.is_empty())
+        .then(|| ((namespace.to_owned(), pod.to_owned()), uid.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_folders_name_gives_namespace_pod_and_uid() {
+        let ((namespace, pod), uid) = split("team-a_images-x7k2p_0f1e2d3c").unwrap();
+        assert_eq!((namespace.as_str(), pod.as_str(), uid.as_str()), ("team-a", "images-x7k2p", "0f1e2d3c"));
+        for name in ["", "lost+found", "a_b", "a_b_", "a_b_c_d"] {
+            assert_eq!(split(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The GPUs as NVML shows them. Blocking calls: lives on the sampler's own thread.
+//!
+//! This is the one narrow interface behind which another vendor's counters would fit:
+//! [`Reader::open`] and [`Reader::read`].
+
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Where drivers and operators put the library.
+pub const LIBRARY_PATHS: [&str; 4] = [
+    "libnvidia-ml.so.1",
+    "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+    "/usr/lib/aarch64-linux-gnu/libnvidia-ml.so.1",
+    "/run/nvidia/driver/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+];
+
+/// What does not change of a GPU while its driver is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuInfo {
+    pub uuid: String,
+    pub index: u32,
+    pub model: String,
+    pub pci_bus_id: String,
+    pub driver: String,
+    /// mW; `None` where the driver does not say.
+    pub limit_milliwatts: Option<u64>,
+}
+
+/// A failed call: which, and NVML's word for why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CallError {
+    pub call: &'static str,
+    pub code: &'static str,
+}
+
+/// One look at one GPU.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    pub energy_millijoules: Option<u64>,
+    pub power_milliwatts: Option<u64>,
+    pub limit_milliwatts: Option<u64>,
+    /// PIDs with a context, in this process's PID namespace.
+    pub processes: Vec<u32>,
+    /// (PID, SM percent, microseconds since the Unix epoch), newer than asked.
+    pub utilisation: Vec<(u32, u32, u64)>,
+    pub errors: Vec<CallError>,
+}
+
+/// An initialised NVML and its devices.
+pub struct Reader {
+    devices: BTreeMap<String, (GpuInfo, Device<'static>)>,
+    pub errors: Vec<CallError>,
+}
+
+/// Why there is no reader.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    #[error("no NVML library found ({0}): no NVIDIA driver on this node, or --nvml-library is wrong")]
+    Library(String),
+    #[error("nvmlInit answered {0}")]
+    Init(&'static str),
+    #[error("NVML lists no device: {0}")]
+    Devices(&'static str),
+}
+
+impl Reader {
+    /// Loads the first library that answers and takes stock of its devices.
+    pub fn open(libraries: &[PathBuf]) -> Result<Self, OpenError> {
+        let mut last = OpenError::Library("no path given".to_owned());
+        for path in libraries {
+            let name = OsString::from(path);
+            match Nvml::builder().lib_path(&name).init() {
+                // Leaked on purpose, once a successful start: the devices borrow it for as
+                // long as the process lives, and its Drop panics where nvmlShutdown is
+                // not exported.
+                Ok(nvml) => return Self::stock(Box::leak(Box::new(nvml))),
+                Err(NvmlError::LibloadingError(error)) => {
+                    last = OpenError::Library(format!("{}: {error}", path.display()));
+                }
+                Err(error) => last = OpenError::Init(code(&error)),
+            }
+        }
+        Err(last)
+    }
+
+    fn stock(nvml: &'static Nvml) -> Result<Self, OpenError> {
+        let driver = nvml.sys_driver_version().unwrap_or_else(|_| "unknown".to_owned());
+        let count = nvml.device_count().map_err(|e| OpenError::Devices(code(&e)))?;
+        let mut reader = Self { devices: BTreeMap::new(), errors: Vec::new() };
+        for index in 0..count {
+            match Self::device(nvml, index, &driver) {
+                Ok((info, device)) => {
+                    reader.devices.insert(info.uuid.clone(), (info, device));
+                }
+                Err(error) => reader.errors.push(error),
+            }
+        }
+        Ok(reader)
+    }
+
+    fn device(nvml: &'static Nvml, index: u32, driver: &str) -> Result<(GpuInfo, Device<'static>), CallError> {
+        let device = nvml.device_by_index(index).map_err(failed("nvmlDeviceGetHandleByIndex"))?;
+        let info = GpuInfo {
+            uuid: device.uuid().map_err(failed("nvmlDeviceGetUUID"))?,
+            index,
+            model: device.name().unwrap_or_else(|_| "unknown".to_owned()),
+            pci_bus_id: device.pci_info().map(|pci| pci.bus_id).unwrap_or_default(),
+            driver: driver.to_owned(),
+            limit_milliwatts: device.enforced_power_limit().ok().map(u64::from),
+        };
+        Ok((info, device))
+    }
+
+    pub fn gpus(&self) -> impl Iterator<Item = &GpuInfo> {
+        self.devices.values().map(|(info, _)| info)
+    }
+
+    /// One look at one GPU; utilisation newer than `since` (µs). A call that fails leaves
+    /// its part empty and is listed.
+    pub fn read(&self, uuid: &str, since: u64) -> Reading {
+        let mut reading = Reading::default();
+        let Some((_, device)) = self.devices.get(uuid) else { return reading };
+        let errors = &mut reading.errors;
+        reading.energy_millijoules =
+            keep(device.total_energy_consumption(), "nvmlDeviceGetTotalEnergyConsumption", errors);
+        reading.power_milliwatts =
+            keep(device.power_usage(), "nvmlDeviceGetPowerUsage", errors).map(u64::from);
+        let processes =
+            keep(device.running_compute_processes(), "nvmlDeviceGetComputeRunningProcesses", errors);
+        reading.processes = processes.unwrap_or_default().into_iter().map(|process| process.pid).collect();
+        // An idle GPU answers NotFound: nobody was seen, which is no error.
+        let samples = match device.process_utilization_stats(since) {
+            Err(NvmlError::NotFound) => Vec::new(),
+            other => keep(other, "nvmlDeviceGetProcessUtilization", errors).unwrap_or_default(),
+        };
+        reading.utilisation = samples
+            .into_iter()
+            .filter(|s| s.sm_util <= 100 && s.timestamp > since)
+            .map(|s| (s.pid, s.sm_util, s.timestamp))
+            .collect();
+        reading
+    }
+}
+
+fn failed(call: &'static str) -> impl Fn(NvmlError) -> CallError {
+    move |error| CallError { call, code: code(&error) }
+}
+
+fn keep<T>(result: Result<T, NvmlError>, call: &'static str, errors: &mut Vec<CallError>) -> Option<T> {
+    result.map_err(|error| errors.push(failed(call)(error))).ok()
+}
+
+/// NVML's error as a label value.
+fn code(error: &NvmlError) -> &'static str {
+    match error {
+        NvmlError::FailedToLoadSymbol(_) => "symbol_missing",
+        NvmlError::FunctionNotFound => "function_not_found",
+        NvmlError::NotSupported => "not_supported",
+        NvmlError::NoPermission => "no_permission",
+        NvmlError::DriverNotLoaded => "driver_not_loaded",
+        NvmlError::LibRmVersionMismatch => "driver_library_mismatch",
+        NvmlError::GpuLost => "gpu_is_lost",
+        NvmlError::ResetRequired => "reset_required",
+        NvmlError::Timeout => "timeout",
+        NvmlError::Uninitialized => "uninitialized",
+        NvmlError::InvalidArg => "invalid_argument",
+        NvmlError::NotFound => "not_found",
+        NvmlError::InsufficientSize(_) => "insufficient_size",
+        NvmlError::InsufficientMemory => "insufficient_memory",
+        NvmlError::UnexpectedVariant(_) => "unexpected_variant",
+        _ => "unknown",
+    }
+}

@@ -1,0 +1,73 @@
+//! Processes of the host, read from a /proc tree whose root is a flag.
+
+use super::attribution::Owner;
+use super::cgroup;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+/// Whose each process is, cached by PID and start time against PID reuse.
+#[derive(Debug)]
+pub struct Processes {
+    root: PathBuf,
+    seen: HashMap<u32, Seen>,
+}
+
+#[derive(Debug, Clone)]
+struct Seen {
+    start: u64,
+    owner: Owner,
+    /// µs on the monotonic clock when it was last alive: samples lag behind an exit.
+    alive_at: u64,
+}
+
+/// How long after its exit a process is still known.
+const REMEMBERED_US: u64 = 15_000_000;
+
+impl Processes {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, seen: HashMap::new() }
+    }
+
+    /// True where the tree shows the host's processes: PID 1's cgroup can be read.
+    pub fn visible(&self) -> bool {
+        self.root.join("1/cgroup").exists()
+    }
+
+    /// True while the process that was seen under this PID lives.
+    pub fn alive(&self, pid: u32) -> bool {
+        let start = self.start_time(pid);
+        start.is_some() && self.seen.get(&pid).is_none_or(|seen| Some(seen.start) == start)
+    }
+
+    /// Whose a process is; `None` where it cannot be told.
+    pub fn owner(&mut self, pid: u32, now: u64) -> Option<Owner> {
+        let start = self.start_time(pid);
+        if let Some(seen) = self.seen.get_mut(&pid) {
+            match start {
+                Some(start) if start == seen.start => {
+                    seen.alive_at = now;
+                    return Some(seen.owner.clone());
+                }
+                // Gone: its last samples still come.
+                None if now.saturating_sub(seen.alive_at) <= REMEMBERED_US => return Some(seen.owner.clone()),
+                _ => {}
+            }
+        }
+        let text = std::fs::read_to_string(self.root.join(pid.to_string()).join("cgroup")).ok()?;
+        let owner = cgroup::parse(&text).map_or(Owner::Host, |membership| Owner::Pod(membership.pod_uid));
+        self.seen.insert(pid, Seen { start: start?, owner: owner.clone(), alive_at: now });
+        Some(owner)
+    }
+
+    /// Forgets processes that ended long ago.
+    pub fn forget(&mut self, now: u64) {
+        self.seen.retain(|_, seen| now.saturating_sub(seen.alive_at) <= 4 * REMEMBERED_US);
+    }
+
+    /// Field 22 of /proc/PID/stat, counted from behind the command's closing parenthesis.
+    fn start_time(&self, pid: u32) -> Option<u64> {
+        let stat = std::fs::read_to_string(self.root.join(pid.to_string()).join("stat")).ok()?;
+        let (_, after) = stat.rsplit_once(')')?;
+        after.split_whitespace().nth(19)?.parse().ok()
+    }
+}
