@@ -4,8 +4,11 @@
 //!
 //! Imports point one way: `cli → {node, cluster} → serve → api → {budget → carbon → law}`.
 
+pub mod budget;
+pub mod carbon;
+pub mod clock;
 pub mod contract;
 pub mod law;
-pub mod carbon;
-pub mod budget;
 pub mod node;
+pub mod serve;
+pub mod cli;

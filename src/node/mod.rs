@@ -1,5 +1,18 @@
 //! The node: reads the GPUs, asks the kubelet who holds them, splits every joule, and
 //! shows it.
 
+pub mod allocations;
 pub mod attribution;
 pub mod cgroup;
+pub mod exporter;
+mod idle;
+mod ledger;
+pub mod meter;
+mod metrics;
+mod names;
+pub mod nvml;
+pub mod podresources;
+mod procfs;
+mod sampler;
+
+pub use ledger::{LedgerPage, PodEnergy};

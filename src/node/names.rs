@@ -44,6 +44,13 @@ impl PodNames {
     }
 }
 
+impl PodNames {
+    /// UIDs of all pods on the node.
+    pub fn uids(&self) -> impl Iterator<Item = &str> {
+        self.by_name.values().map(String::as_str)
+    }
+}
+
 /// Neither namespaces, pod names nor UIDs hold an underscore.
 fn split(name: &str) -> Option<((String, String), String)> {
     let mut parts = name.split('_');

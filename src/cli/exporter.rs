@@ -1,0 +1,84 @@
+//! `jouleward exporter`: meters the GPUs of one node.
+
+use super::WrongInput;
+use crate::contract::EXPORTER_PORT;
+use crate::node::exporter::{self, Settings};
+use crate::node::nvml::LIBRARY_PATHS;
+use crate::serve::shutdown::Stop;
+use clap::Args;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Meters the GPUs of this node and splits their energy exactly among pods.
+#[derive(Debug, Args)]
+#[command(after_help = "Endpoints: /metrics, /v1/pods (exact energy by pod), /healthz, /readyz")]
+pub(super) struct Exporter {
+    /// Name of the node, as Kubernetes knows it.
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// Address to serve on.
+    #[arg(long, default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), EXPORTER_PORT))]
+    listen: SocketAddr,
+    /// NVML library; may be repeated, the first that loads is used.
+    #[arg(long, default_values = LIBRARY_PATHS)]
+    nvml_library: Vec<PathBuf>,
+    /// The kubelet's pod-resources socket.
+    #[arg(long, default_value = "/var/lib/kubelet/pod-resources/kubelet.sock")]
+    kubelet_socket: PathBuf,
+    /// The kubelet's folder of pod logs: its directories name each pod's UID.
+    #[arg(long, default_value = "/var/log/pods")]
+    pod_logs: PathBuf,
+    /// Root of the host's /proc; used only where it shows the host's processes (hostPID).
+    #[arg(long, default_value = "/proc")]
+    proc_root: PathBuf,
+    /// Seconds between looks at the GPUs.
+    #[arg(long, default_value_t = 1.0)]
+    interval_seconds: f64,
+    /// Seconds for which a new series shows 0; at least the longest scrape interval.
+    #[arg(long, default_value_t = 60.0)]
+    publish_delay_seconds: f64,
+    /// Seconds for which an ended pod's series stays; at least three scrapes.
+    #[arg(long, default_value_t = 300.0)]
+    hold_after_end_seconds: f64,
+    /// Idle power of each GPU in watts, where it should not be learnt.
+    #[arg(long)]
+    idle_watts: Option<f64>,
+}
+
+impl Exporter {
+    pub(super) async fn run(self, stop: Stop) -> anyhow::Result<()> {
+        let settings = Settings {
+            interval: seconds("--interval-seconds", self.interval_seconds, 0.1, 10.0)?,
+            publish_delay: seconds("--publish-delay-seconds", self.publish_delay_seconds, 0.0, 3600.0)?,
+            hold_after_end: seconds("--hold-after-end-seconds", self.hold_after_end_seconds, 0.0, 86_400.0)?,
+            idle_milliwatts: self.idle_watts.map(milliwatts).transpose()?,
+            node: self.node_name,
+            listen: self.listen,
+            libraries: self.nvml_library,
+            kubelet_socket: self.kubelet_socket,
+            pod_logs: self.pod_logs,
+            proc_root: self.proc_root,
+            keep_final: Duration::from_secs(3600),
+            most_pods: 10_000,
+        };
+        Ok(exporter::run(settings, stop).await?)
+    }
+}
+
+fn seconds(flag: &str, value: f64, least: f64, most: f64) -> Result<Duration, WrongInput> {
+    if (least..=most).contains(&value) {
+        Ok(Duration::from_secs_f64(value))
+    } else {
+        Err(WrongInput(format!("{flag} {value} is not from {least} to {most} seconds")))
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be small and positive")]
+fn milliwatts(watts: f64) -> Result<u64, WrongInput> {
+    if (0.0..=1000.0).contains(&watts) {
+        Ok((watts * 1000.0) as u64)
+    } else {
+        Err(WrongInput(format!("--idle-watts {watts} is not from 0 to 1000")))
+    }
+}

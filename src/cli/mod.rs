@@ -1,0 +1,96 @@
+//! The command line: one file a subcommand. Errors are printed once, here.
+#![expect(clippy::print_stdout, reason = "a command line prints")]
+
+mod exporter;
+mod fit;
+mod output;
+mod predict;
+
+use crate::serve::shutdown;
+use crate::serve::telemetry;
+use clap::{Parser, Subcommand};
+use std::future::Future;
+use std::process::ExitCode;
+
+/// Keeps the carbon of image and video generation inside a budget, on Kubernetes.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None, propagate_version = true)]
+#[command(after_help = "Examples:
+  jouleward predict --model flux.1-dev --gpu NVIDIA-A100-SXM4-40GB --num-inference-steps 28
+  jouleward fit runs.csv -o json
+  jouleward crds | kubectl apply --server-side -f -
+Exit codes: 0 done, 1 failed, 2 wrong flags or input.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What is logged, for example info or info,jouleward=debug.
+    #[arg(long, global = true, env = "JOULEWARD_LOG", default_value = "info", hide_env = true)]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Predict(predict::Predict),
+    Fit(fit::Fit),
+    Exporter(exporter::Exporter),
+}
+
+/// Wrong input, as against something that failed: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WrongInput(pub String);
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    // One TLS provider for the whole process; a second call is harmless.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = Cli::parse();
+    telemetry::init(&cli.log);
+    let result = match cli.command {
+        Command::Predict(command) => command.run(),
+        Command::Fit(command) => command.run(),
+        Command::Exporter(command) => serve(|stop| command.run(stop)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("jouleward: {error:#}");
+            ExitCode::from(if error.is::<WrongInput>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// `jouleward … | head` is no error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Runs an async command until it ends or a signal comes; a second signal ends the
+/// process at once.
+fn serve<F>(run: impl FnOnce(shutdown::Stop) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let (stopper, stop) = shutdown::pair();
+        let work = run(stop);
+        tokio::pin!(work);
+        tokio::select! {
+            result = &mut work => return result,
+            signal = shutdown::signalled() => signal?,
+        }
+        tracing::info!("stopping");
+        stopper.stop();
+        tokio::select! {
+            result = &mut work => result,
+            signal = shutdown::signalled() => {
+                signal?;
+                anyhow::bail!("stopped at once by a second signal")
+            }
+        }
+    })
+}

@@ -1,0 +1,199 @@
+//! Who held which GPU when: the kubelet's lists, and the moments at which pods were seen
+//! to come and go between them. Pure.
+
+use super::attribution::Holder;
+use super::podresources::Holders;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// One holder's time on a GPU, in µs on the monotonic clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenure {
+    pub holder: Holder,
+    pub weight: u64,
+    pub since: u64,
+    pub until: Option<u64>,
+}
+
+/// What is known of the allocations, and whether something has happened since the kubelet
+/// was last asked.
+#[derive(Debug, Default)]
+pub struct Allocations {
+    tenures: BTreeMap<String, Vec<Tenure>>,
+    appeared: HashMap<String, u64>,
+    vanished: HashMap<String, u64>,
+    /// When something happened that the last list does not tell of yet.
+    dirty_since: Option<u64>,
+    /// When the last list began; `None` before the first.
+    listed_at: Option<u64>,
+}
+
+/// Ended tenures are kept this long for windows that are still to be settled.
+const KEPT_US: u64 = 120_000_000;
+
+impl Allocations {
+    /// A pod was set up, at `at`.
+    pub fn pod_appeared(&mut self, uid: &str, at: u64) {
+        self.appeared.entry(uid.to_owned()).or_insert(at);
+        self.something_happened(at);
+    }
+
+    /// A pod's last process ended, or its folder went.
+    pub fn pod_vanished(&mut self, uid: &str, at: u64) {
+        self.vanished.entry(uid.to_owned()).or_insert(at);
+        self.something_happened(at);
+    }
+
+    /// A pod has a process again: a container was restarted.
+    pub fn pod_alive(&mut self, uid: &str) {
+        self.vanished.remove(uid);
+    }
+
+    /// Something changed on the node that the kubelet must be asked about.
+    pub fn something_happened(&mut self, at: u64) {
+        self.dirty_since.get_or_insert(at);
+    }
+
+    /// True where windows that end after this moment wait for the next list.
+    pub fn settled_until(&self) -> u64 {
+        match (self.listed_at, self.dirty_since) {
+            (None, _) => 0,
+            (Some(_), Some(dirty)) => dirty,
+            (Some(_), None) => u64::MAX,
+        }
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.dirty_since.is_some() || self.listed_at.is_none()
+    }
+
+    /// µs since the kubelet last answered.
+    pub fn age(&self, now: u64) -> u64 {
+        self.listed_at.map_or(now, |at| now.saturating_sub(at))
+    }
+
+    /// The kubelet's answer to a question asked at `asked`, taken in at `now`; `uid_of`
+    /// gives a pod's UID. Returns true if anyone came or went.
+    pub fn observe(
+        &mut self,
+        list: &Holders,
+        asked: u64,
+        now: u64,
+        uid_of: impl Fn(&str, &str) -> Option<String>,
+    ) -> bool {
+        let first = self.listed_at.is_none();
+        self.listed_at = Some(asked);
+        if self.dirty_since.is_some_and(|dirty| dirty < asked) {
+            self.dirty_since = None;
+        }
+        let mut changed = false;
+        let mut held: HashSet<(String, Holder)> = HashSet::new();
+        for (gpu, holders) in list {
+            for (holder, weight) in holders {
+                // Without a UID a pod goes by its name: better billed than lost.
+                let uid = uid_of(&holder.namespace, &holder.pod)
+                    .unwrap_or_else(|| format!("{}/{}", holder.namespace, holder.pod));
+                let holder = Holder { uid, ..holder.clone() };
+                held.insert((gpu.clone(), holder.clone()));
+                changed |= self.hold(gpu, holder, *weight, if first { 0 } else { now });
+            }
+        }
+        for (gpu, tenures) in &mut self.tenures {
+            for tenure in tenures.iter_mut().filter(|t| t.until.is_none()) {
+                if !held.contains(&(gpu.clone(), tenure.holder.clone())) {
+                    let seen = self.vanished.get(&tenure.holder.uid).copied();
+                    tenure.until = Some(seen.unwrap_or(now).max(tenure.since));
+                    changed = true;
+                }
+            }
+            tenures.retain(|t| t.until.is_none_or(|until| now.saturating_sub(until) < KEPT_US));
+        }
+        self.forget(now);
+        changed
+    }
+
+    fn hold(&mut self, gpu: &str, holder: Holder, weight: u64, now: u64) -> bool {
+        let tenures = self.tenures.entry(gpu.to_owned()).or_default();
+        if let Some(tenure) = tenures.iter_mut().find(|t| t.holder == holder && t.until.is_none()) {
+            tenure.weight = weight;
+            return false;
+        }
+        let since = self.appeared.get(&holder.uid).copied().unwrap_or(now).min(now);
+        tenures.push(Tenure { holder, weight, since, until: None });
+        true
+    }
+
+    fn forget(&mut self, now: u64) {
+        let recent = |at: &mut u64| now.saturating_sub(*at) < KEPT_US;
+        self.appeared.retain(|_, at| recent(at));
+        self.vanished.retain(|_, at| recent(at));
+    }
+
+    /// Holders of a GPU all through [from, to], with their weights.
+    pub fn holders(&self, gpu: &str, from: u64, to: u64) -> BTreeMap<Holder, u64> {
+        self.tenures
+            .get(gpu)
+            .into_iter()
+            .flatten()
+            .filter(|t| t.since <= from && t.until.is_none_or(|until| until >= to))
+            .map(|t| (t.holder.clone(), t.weight))
+            .collect()
+    }
+
+    /// Everyone who holds now.
+    pub fn current(&self) -> impl Iterator<Item = (&str, &Tenure)> {
+        self.tenures
+            .iter()
+            .flat_map(|(gpu, tenures)| tenures.iter().map(move |t| (gpu.as_str(), t)))
+            .filter(|(_, t)| t.until.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(pods: &[&str]) -> Holders {
+        let holder = |pod: &str| Holder {
+            uid: String::new(),
+            namespace: "ns".into(),
+            pod: pod.into(),
+            container: "main".into(),
+        };
+        BTreeMap::from([("GPU-0".to_owned(), pods.iter().map(|pod| (holder(pod), 1)).collect())])
+    }
+
+    fn uid(_: &str, pod: &str) -> Option<String> {
+        Some(format!("uid-{pod}"))
+    }
+
+    #[test]
+    fn a_pod_holds_from_the_moment_it_was_seen_to_appear() {
+        let mut allocations = Allocations::default();
+        allocations.observe(&list(&[]), 10, 10, uid);
+        allocations.pod_appeared("uid-a", 50);
+        assert_eq!(allocations.settled_until(), 50);
+        assert!(allocations.observe(&list(&["a"]), 80, 90, uid));
+        assert_eq!(allocations.settled_until(), u64::MAX);
+        assert!(allocations.holders("GPU-0", 40, 50).is_empty());
+        assert_eq!(allocations.holders("GPU-0", 50, 60).len(), 1);
+    }
+
+    #[test]
+    fn it_holds_until_its_last_process_was_seen_to_end() {
+        let mut allocations = Allocations::default();
+        allocations.observe(&list(&["a"]), 10, 10, uid);
+        allocations.pod_vanished("uid-a", 70);
+        allocations.observe(&list(&[]), 90, 95, uid);
+        assert_eq!(allocations.holders("GPU-0", 60, 70).len(), 1);
+        assert!(allocations.holders("GPU-0", 70, 95).is_empty());
+    }
+
+    #[test]
+    fn a_list_that_was_asked_for_before_the_event_does_not_settle_it() {
+        let mut allocations = Allocations::default();
+        allocations.observe(&list(&[]), 10, 10, uid);
+        allocations.something_happened(50);
+        allocations.observe(&list(&[]), 45, 60, uid);
+        assert!(allocations.is_dirty());
+    }
+}

@@ -1,0 +1,151 @@
+//! The exporter: a sampler thread, a task that asks the kubelet, and an HTTP server that
+//! shows the latest snapshot.
+
+use super::ledger::LedgerPage;
+use super::metrics::NodeSnapshot;
+use super::podresources::{Kubelet, holders};
+use super::sampler::{Listed, Sampler, Shared};
+use crate::clock;
+use crate::serve::exposition::render;
+use crate::serve::http::{Answer, Call, Server};
+use crate::serve::shutdown::Stop;
+use arc_swap::ArcSwap;
+use hyper::StatusCode;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+/// What an exporter is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub node: String,
+    pub listen: SocketAddr,
+    /// NVML libraries, tried in order.
+    pub libraries: Vec<PathBuf>,
+    pub kubelet_socket: PathBuf,
+    pub pod_logs: PathBuf,
+    pub proc_root: PathBuf,
+    pub interval: Duration,
+    /// A new series shows 0 this long, so that `increase()` sees all of it.
+    pub publish_delay: Duration,
+    /// An ended pod's series stays this long.
+    pub hold_after_end: Duration,
+    /// An ended pod's account stays in the ledger this long.
+    pub keep_final: Duration,
+    pub most_pods: usize,
+    pub idle_milliwatts: Option<u64>,
+}
+
+/// Why the exporter could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ExporterError {
+    #[error("cannot listen on {0}; free the port or choose another with --listen")]
+    Listen(SocketAddr, #[source] std::io::Error),
+    #[error("the kubelet socket's path {0} makes no address")]
+    Socket(PathBuf, #[source] tonic::transport::Error),
+    #[error("cannot start the sampler's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// The kubelet is asked at most once a second, and every five seconds in any case.
+const SOONEST: Duration = Duration::from_secs(1);
+const LATEST: Duration = Duration::from_secs(5);
+
+/// Runs until told to stop.
+pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
+    let server =
+        Server::bind(settings.listen).await.map_err(|e| ExporterError::Listen(settings.listen, e))?;
+    let kubelet = Kubelet::new(&settings.kubelet_socket)
+        .map_err(|e| ExporterError::Socket(settings.kubelet_socket.clone(), e))?;
+    let shared = Arc::new(Shared {
+        listed: ArcSwap::default(),
+        ask_kubelet: Notify::new(),
+        by_index: ArcSwap::default(),
+        snapshot: ArcSwap::from_pointee(NodeSnapshot::default()),
+        ledger: ArcSwap::from_pointee(LedgerPage {
+            node: settings.node.clone(),
+            epoch: String::new(),
+            ready: false,
+            pods: Vec::new(),
+        }),
+        stop: AtomicBool::new(false),
+    });
+    let sampler = Sampler::new(settings.clone(), shared.clone());
+    let thread = std::thread::Builder::new()
+        .name("sampler".to_owned())
+        .spawn(|| sampler.run())
+        .map_err(ExporterError::Thread)?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(ask(kubelet, shared.clone()));
+    let served = shared.clone();
+    let handler = move |call: Call| {
+        let shared = served.clone();
+        async move { answer(&call, &shared) }
+    };
+    tracing::info!(node = settings.node, listen = %settings.listen, "exporter starts");
+    server.run(None, handler, stop).await;
+    shared.stop.store(true, Ordering::Relaxed);
+    // The thread looks at the flag every 50 ms; a hanging driver must not keep us.
+    let _ = tokio::time::timeout(Duration::from_secs(2), tokio::task::spawn_blocking(|| thread.join())).await;
+    Ok(())
+}
+
+/// Asks the kubelet when the sampler wants to know, within its rate limit.
+async fn ask(kubelet: Kubelet, shared: Arc<Shared>) {
+    let mut errors: BTreeMap<String, u64> = BTreeMap::new();
+    let mut number = 0;
+    loop {
+        let asked = clock::monotonic_micros();
+        let answer = kubelet.list().await;
+        number += 1;
+        let previous = shared.listed.load_full();
+        let listed = match answer {
+            Ok(answer) => Listed {
+                number,
+                asked,
+                holders: holders(&answer, &shared.by_index.load()),
+                errors: errors.clone(),
+                healthy: true,
+            },
+            Err(status) => {
+                *errors.entry(format!("{:?}", status.code())).or_default() += 1;
+                if previous.healthy || number == 1 {
+                    tracing::warn!(code = ?status.code(), message = status.message(), "the kubelet does not answer");
+                }
+                Listed {
+                    number: previous.number,
+                    asked: previous.asked,
+                    holders: previous.holders.clone(),
+                    errors: errors.clone(),
+                    healthy: false,
+                }
+            }
+        };
+        shared.listed.store(Arc::new(listed));
+        tokio::time::sleep(SOONEST).await;
+        let _ = tokio::time::timeout(LATEST - SOONEST, shared.ask_kubelet.notified()).await;
+    }
+}
+
+fn answer(call: &Call, shared: &Shared) -> Answer {
+    match call.path.as_str() {
+        "/metrics" => {
+            let (body, content_type) = render(shared.snapshot.load().families(), call.accept.as_deref());
+            Answer { status: StatusCode::OK, content_type, body: body.into_bytes() }
+        }
+        "/v1/pods" => Answer::json(serde_json::to_vec(shared.ledger.load().as_ref()).unwrap_or_default()),
+        "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
+        "/readyz" => {
+            let snapshot = shared.snapshot.load();
+            let ready = snapshot.health.is_ready();
+            let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            Answer::text(status, snapshot.health.report())
+        }
+        _ => Answer::not_found(),
+    }
+}

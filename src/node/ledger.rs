@@ -1,0 +1,63 @@
+//! The ledger endpoint: each pod's exact energy, and whether it is final. For the
+//! controller; text metrics are for people and Prometheus.
+
+use super::meter::{Meter, PodAccount};
+use serde::{Deserialize, Serialize};
+
+/// One exporter's answer to `GET /v1/pods`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LedgerPage {
+    pub node: String,
+    /// Names this run of the exporter: sums restart with it.
+    pub epoch: String,
+    /// False until the GPUs and the kubelet have both answered.
+    pub ready: bool,
+    pub pods: Vec<PodEnergy>,
+}
+
+/// One pod's energy on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodEnergy {
+    pub uid: String,
+    pub namespace: String,
+    pub pod: String,
+    /// Active and idle together, in whole microjoules.
+    pub microjoules: u64,
+    /// Products of the GPUs it held, as NVML names them.
+    pub models: Vec<String>,
+    /// True once the pod holds nothing any more and its last window is billed.
+    #[serde(rename = "final")]
+    pub is_final: bool,
+    /// True where some of it is a modelled share of a shared GPU.
+    pub shared: bool,
+    /// For how long it has held a GPU.
+    pub held_milliseconds: u64,
+}
+
+/// The page as of now (µs, monotonic).
+pub(super) fn page(meter: &Meter, node: &str, epoch: &str, ready: bool, now: u64) -> LedgerPage {
+    let model = |gpu: &str| meter.gpus().find(|(info, _)| info.uuid == gpu).map(|(info, _)| info.model.clone());
+    let pod = |account: &PodAccount| {
+        let mut models: Vec<String> = account.shares.keys().filter_map(|(_, gpu)| model(gpu)).collect();
+        models.sort();
+        models.dedup();
+        PodEnergy {
+            uid: account.uid.clone(),
+            namespace: account.namespace.clone(),
+            pod: account.pod.clone(),
+            microjoules: account.energy().0,
+            models,
+            is_final: account.ended.is_some(),
+            shared: account.shared,
+            held_milliseconds: account.ended.unwrap_or(now).saturating_sub(account.since) / 1000,
+        }
+    };
+    LedgerPage {
+        node: node.to_owned(),
+        epoch: epoch.to_owned(),
+        ready,
+        pods: meter.pods().map(pod).collect(),
+    }
+}

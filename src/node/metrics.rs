@@ -1,0 +1,271 @@
+//! The exporter's series, from a snapshot of the meter: nothing here calls NVML, the
+//! kubelet or a lock that the sampler holds.
+
+use super::exporter::Settings;
+use super::meter::{GpuTotals, Meter, PodAccount};
+use super::nvml::{CallError, GpuInfo, OpenError};
+use crate::contract::{self as c};
+use crate::law::Microjoules;
+use crate::serve::exposition::{Family, Histogram, LATENCY, Labels, Value};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+/// How the exporter itself is doing.
+#[derive(Debug, Clone)]
+pub(super) struct Health {
+    nvml: Result<(), OpenError>,
+    nvml_errors: BTreeMap<CallError, u64>,
+    kubelet_errors: BTreeMap<String, u64>,
+    kubelet_healthy: bool,
+    pub(super) dropped: u64,
+    ticks: Histogram,
+    last_tick: Timestamp,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            nvml: Err(OpenError::Library("not tried yet".to_owned())),
+            nvml_errors: BTreeMap::new(),
+            kubelet_errors: BTreeMap::new(),
+            kubelet_healthy: false,
+            dropped: 0,
+            ticks: Histogram::new(LATENCY),
+            last_tick: Timestamp::UNIX_EPOCH,
+        }
+    }
+}
+
+impl Health {
+    /// Logs once per change of state.
+    pub(super) fn nvml(&mut self, state: Result<(), OpenError>) {
+        if state != self.nvml {
+            match &state {
+                Ok(()) => tracing::info!("NVML answers"),
+                Err(error) => tracing::warn!(%error, "no GPU is metered; trying again every 10 s"),
+            }
+        }
+        self.nvml = state;
+    }
+
+    pub(super) fn count(&mut self, error: &CallError) {
+        let count = self.nvml_errors.entry(error.clone()).or_default();
+        if *count == 0 {
+            tracing::warn!(call = error.call, code = error.code, "an NVML call fails; further ones are counted");
+        }
+        *count += 1;
+    }
+
+    pub(super) fn kubelet(&mut self, errors: &BTreeMap<String, u64>, healthy: bool) {
+        if healthy != self.kubelet_healthy {
+            tracing::info!(healthy, "the kubelet's pod-resources socket");
+        }
+        self.kubelet_healthy = healthy;
+        if *errors != self.kubelet_errors {
+            self.kubelet_errors.clone_from(errors);
+        }
+    }
+
+    pub(super) fn ticked(&mut self, micros: u64, at: Timestamp) {
+        self.ticks.observe(micros as f64 / 1e6);
+        self.last_tick = at;
+    }
+
+    /// Ready where nothing is wrong: no driver at all is a node without GPUs.
+    pub(super) fn is_ready(&self) -> bool {
+        match &self.nvml {
+            Ok(()) => self.kubelet_healthy,
+            Err(OpenError::Library(_)) => self.last_tick > Timestamp::UNIX_EPOCH,
+            Err(_) => false,
+        }
+    }
+
+    /// One line a part, for /readyz?verbose.
+    pub(super) fn report(&self) -> String {
+        let nvml = self.nvml.as_ref().map_or_else(ToString::to_string, |()| "ok".to_owned());
+        let kubelet = if self.kubelet_healthy { "ok" } else { "does not answer" };
+        let mut text = format!("nvml: {nvml}\nkubelet pod-resources: {kubelet}\n");
+        for (error, count) in &self.nvml_errors {
+            text += &format!("nvml errors: {} {} {count}\n", error.call, error.code);
+        }
+        for (code, count) in &self.kubelet_errors {
+            text += &format!("kubelet errors: {code} {count}\n");
+        }
+        text
+    }
+}
+
+/// One pod's series as they are shown: zero first, then the value, then gone.
+#[derive(Debug, Clone)]
+struct PodSeries {
+    account: PodAccount,
+    zero: bool,
+}
+
+/// All that a scrape shows.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NodeSnapshot {
+    node: String,
+    gpus: Vec<(GpuInfo, GpuTotals)>,
+    pods: Vec<PodSeries>,
+    namespaces: BTreeMap<String, Microjoules>,
+    pub(super) health: Health,
+}
+
+impl NodeSnapshot {
+    pub(super) fn of(meter: &Meter, settings: &Settings, health: &Health, now: u64) -> Self {
+        let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let (delay, hold) = (micros(settings.publish_delay), micros(settings.hold_after_end));
+        let pods = meter
+            .pods()
+            .filter(|account| {
+                let shown_since = account.since.saturating_add(delay);
+                account.ended.is_none_or(|ended| now < ended.max(shown_since).saturating_add(hold))
+            })
+            .map(|account| PodSeries {
+                zero: now < account.since.saturating_add(delay),
+                account: account.clone(),
+            })
+            .collect();
+        Self {
+            node: settings.node.clone(),
+            gpus: meter.gpus().map(|(info, totals)| (info.clone(), totals.clone())).collect(),
+            pods,
+            namespaces: meter.namespaces().clone(),
+            health: health.clone(),
+        }
+    }
+
+    /// All families, in the order of the contract.
+    pub(super) fn families(&self) -> Vec<Family> {
+        let mut families = self.gpu_families();
+        families.extend(self.pod_families());
+        families.extend(self.health_families());
+        families
+    }
+
+    fn labels(&self, more: &[(&'static str, &str)]) -> Labels {
+        let node = ("node", self.node.clone());
+        std::iter::once(node).chain(more.iter().map(|(k, v)| (*k, (*v).to_owned()))).collect()
+    }
+
+    fn gpu_families(&self) -> Vec<Family> {
+        let mut energy = Family::new(c::GPU_ENERGY);
+        let mut unattributed = Family::new(c::UNATTRIBUTED_ENERGY);
+        let mut quality = Family::new(c::ATTRIBUTION_ENERGY);
+        let mut info = Family::new(c::GPU_INFO);
+        let mut power = Family::new(c::GPU_POWER);
+        let mut idle = Family::new(c::GPU_IDLE_POWER);
+        let mut limit = Family::new(c::GPU_POWER_LIMIT);
+        let mut resets = Family::new(c::COUNTER_RESETS);
+        let mut lost = Family::new(c::GPU_LOST);
+        let mut gaps = Family::new(c::GAP_SECONDS);
+        for (gpu, totals) in &self.gpus {
+            let uuid = ("gpu_uuid", gpu.uuid.as_str());
+            let plain = self.labels(&[uuid]);
+            energy.add(plain.clone(), joules(totals.energy));
+            for reason in super::attribution::Unattributed::ALL {
+                let value = totals.unattributed.get(&reason).copied().unwrap_or_default();
+                unattributed.add(self.labels(&[uuid, ("reason", reason.as_str())]), joules(value));
+            }
+            for how in super::attribution::Quality::ALL {
+                let value = totals.quality.get(&how).copied().unwrap_or_default();
+                quality.add(self.labels(&[uuid, ("quality", how.as_str())]), joules(value));
+            }
+            let watts = |family: &mut Family, labels: Labels, milliwatts: Option<u64>| {
+                if let Some(milliwatts) = milliwatts {
+                    family.add(labels, milliwatts as f64 / 1000.0);
+                }
+            };
+            watts(&mut power, plain.clone(), totals.power_milliwatts);
+            watts(&mut idle, self.labels(&[uuid, ("level", "bare")]), totals.idle_milliwatts);
+            watts(&mut limit, plain.clone(), totals.limit_milliwatts);
+            info.add(self.info_labels(gpu), 1.0);
+            resets.add(plain.clone(), totals.resets as f64);
+            lost.add(plain.clone(), totals.lost as f64);
+            gaps.add(plain, totals.gap_micros as f64 / 1e6);
+        }
+        vec![energy, unattributed, quality, power, idle, limit, info, resets, lost, gaps]
+    }
+
+    fn info_labels(&self, gpu: &GpuInfo) -> Labels {
+        let holders = self
+            .pods
+            .iter()
+            .filter(|p| p.account.ended.is_none() && p.account.shares.keys().any(|(_, g)| *g == gpu.uuid))
+            .count();
+        self.labels(&[
+            ("gpu_uuid", &gpu.uuid),
+            ("gpu", &gpu.index.to_string()),
+            ("model", &gpu.model),
+            ("pci_bus_id", &gpu.pci_bus_id),
+            ("driver_version", &gpu.driver),
+            ("energy_source", "counter"),
+            ("scope", "gpu"),
+            ("sharing", if holders > 1 { "time-slicing" } else { "exclusive" }),
+        ])
+    }
+
+    fn pod_families(&self) -> Vec<Family> {
+        let mut energy = Family::new(c::POD_ENERGY);
+        let mut allocation = Family::new(c::ALLOCATION);
+        let mut namespaces = Family::new(c::NAMESPACE_ENERGY);
+        for PodSeries { account, zero } in &self.pods {
+            for ((container, gpu), share) in &account.shares {
+                let labels = self.labels(&[
+                    ("namespace", &account.namespace),
+                    ("pod", &account.pod),
+                    ("uid", &account.uid),
+                    ("container", container),
+                    ("gpu_uuid", gpu),
+                ]);
+                for (component, value) in [("active", share.active), ("idle", share.idle)] {
+                    let mut labels = labels.clone();
+                    labels.push(("component", component.to_owned()));
+                    energy.add(labels, if *zero { 0.0 } else { joules(value) });
+                }
+                if account.ended.is_none() {
+                    let mut labels = labels;
+                    labels.push(("source", "device-plugin".to_owned()));
+                    allocation.add(labels, 1.0);
+                }
+            }
+        }
+        for (namespace, value) in &self.namespaces {
+            namespaces.add(self.labels(&[("namespace", namespace)]), joules(*value));
+        }
+        vec![energy, namespaces, allocation]
+    }
+
+    fn health_families(&self) -> Vec<Family> {
+        let mut nvml = Family::new(c::NVML_ERRORS);
+        for (error, count) in &self.health.nvml_errors {
+            nvml.add(self.labels(&[("call", error.call), ("code", error.code)]), *count as f64);
+        }
+        let mut kubelet = Family::new(c::PODRESOURCES_ERRORS);
+        for (code, count) in &self.health.kubelet_errors {
+            kubelet.add(self.labels(&[("code", code)]), *count as f64);
+        }
+        let one = |metric, value: f64| {
+            let mut family = Family::new(metric);
+            family.add(self.labels(&[]), value);
+            family
+        };
+        let mut ticks = Family::new(c::TICK_SECONDS);
+        ticks.series.push((self.labels(&[]), Value::Histogram(self.health.ticks.clone())));
+        let at = self.health.last_tick.as_millisecond() as f64 / 1000.0;
+        vec![
+            nvml,
+            kubelet,
+            one(c::SERIES_DROPPED, self.health.dropped as f64),
+            ticks,
+            one(c::LAST_TICK, at),
+            one(c::GPUS, self.gpus.len() as f64),
+        ]
+    }
+}
+
+/// Joules to three decimals, from the exact sum: no error adds up.
+fn joules(energy: Microjoules) -> f64 {
+    (energy.0 / 1000) as f64 / 1000.0
+}

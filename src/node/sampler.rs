@@ -1,0 +1,243 @@
+//! The sampler's thread: looks at the GPUs once a second, and at once when a pod comes or
+//! goes; bills what can be billed; publishes a snapshot. Nothing else calls NVML.
+
+use super::allocations::Allocations;
+use super::attribution::Owner;
+use super::exporter::Settings;
+use super::ledger::{LedgerPage, page};
+use super::meter::{Look, Meter};
+use super::metrics::{Health, NodeSnapshot};
+use super::names::PodNames;
+use super::nvml::{OpenError, Reader};
+use super::podresources::Holders;
+use super::procfs::Processes;
+use crate::clock;
+use arc_swap::ArcSwap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// How often pods and processes are looked for; a look at a folder's time and at a few
+/// files of /proc.
+const WATCH: Duration = Duration::from_millis(50);
+/// Pause before NVML is tried again.
+const REOPEN_US: u64 = 10_000_000;
+
+/// What the kubelet last said.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// Counts answers.
+    pub(super) number: u64,
+    /// µs, monotonic: when it was asked.
+    pub(super) asked: u64,
+    pub(super) holders: Holders,
+    pub(super) errors: BTreeMap<String, u64>,
+    pub(super) healthy: bool,
+}
+
+/// What the sampler shares with the async side.
+pub(super) struct Shared {
+    pub(super) listed: ArcSwap<Listed>,
+    pub(super) ask_kubelet: Notify,
+    pub(super) by_index: ArcSwap<BTreeMap<u32, String>>,
+    pub(super) snapshot: ArcSwap<NodeSnapshot>,
+    pub(super) ledger: ArcSwap<LedgerPage>,
+    pub(super) stop: AtomicBool,
+}
+
+pub(super) struct Sampler {
+    settings: Settings,
+    shared: Arc<Shared>,
+    reader: Option<Reader>,
+    meter: Meter,
+    allocations: Allocations,
+    names: PodNames,
+    processes: Processes,
+    /// Pods seen by their log folder.
+    pods: HashSet<String>,
+    /// PIDs on the GPUs at the last look, with their pod.
+    pids: HashMap<u32, Owner>,
+    since: BTreeMap<String, u64>,
+    health: Health,
+    listed: u64,
+    epoch: String,
+}
+
+impl Sampler {
+    pub(super) fn new(settings: Settings, shared: Arc<Shared>) -> Self {
+        let names = PodNames::new(settings.pod_logs.clone());
+        let processes = Processes::new(settings.proc_root.clone());
+        Self {
+            settings,
+            shared,
+            reader: None,
+            meter: Meter::default(),
+            allocations: Allocations::default(),
+            names,
+            processes,
+            pods: HashSet::new(),
+            pids: HashMap::new(),
+            since: BTreeMap::new(),
+            health: Health::default(),
+            listed: 0,
+            epoch: clock::now().to_string(),
+        }
+    }
+
+    /// Runs until told to stop.
+    pub(super) fn run(mut self) {
+        let interval = u64::try_from(self.settings.interval.as_micros()).unwrap_or(1_000_000);
+        let mut next = 0;
+        let mut reopen = 0;
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let now = clock::monotonic_micros();
+            if self.reader.is_none() && now >= reopen {
+                reopen = now + REOPEN_US;
+                self.open();
+            }
+            let event = self.watch(now);
+            if event || now >= next {
+                self.tick(now);
+                // On the grid, so that a late tick does not shift all later ones.
+                next = (now / interval + 1) * interval;
+            }
+            std::thread::sleep(WATCH);
+        }
+    }
+
+    fn open(&mut self) {
+        match Reader::open(&self.settings.libraries) {
+            Ok(mut reader) => {
+                for error in reader.errors.drain(..) {
+                    self.health.count(&error);
+                }
+                let mut by_index = BTreeMap::new();
+                for gpu in reader.gpus() {
+                    tracing::info!(uuid = gpu.uuid, model = gpu.model, "metering");
+                    by_index.insert(gpu.index, gpu.uuid.clone());
+                    self.meter.add_gpu(gpu.clone(), self.settings.idle_milliwatts);
+                }
+                self.shared.by_index.store(Arc::new(by_index));
+                self.health.nvml(Ok(()));
+                self.reader = Some(reader);
+            }
+            Err(error) => self.health.nvml(Err(error)),
+        }
+    }
+
+    /// Looks for pods that came or went; true where something happened.
+    fn watch(&mut self, now: u64) -> bool {
+        let mut event = false;
+        if self.names.refresh() {
+            let present: HashSet<String> = self.names.uids().map(str::to_owned).collect();
+            for uid in present.difference(&self.pods) {
+                self.allocations.pod_appeared(uid, now);
+            }
+            for uid in self.pods.difference(&present) {
+                self.allocations.pod_vanished(uid, now);
+            }
+            self.pods = present;
+            event = true;
+        }
+        for uid in self.exited() {
+            self.allocations.pod_vanished(&uid, now);
+            event = true;
+        }
+        let listed = self.shared.listed.load_full();
+        if listed.number != self.listed {
+            self.listed = listed.number;
+            let names = &self.names;
+            event |= self.allocations.observe(&listed.holders, listed.asked, now, |namespace, pod| {
+                names.uid(namespace, pod).map(str::to_owned)
+            });
+        }
+        if self.allocations.is_dirty() {
+            self.shared.ask_kubelet.notify_one();
+        }
+        event
+    }
+
+    /// Pods of which no process that was seen lives any more.
+    fn exited(&mut self) -> Vec<String> {
+        let gone: Vec<u32> = self.pids.keys().copied().filter(|pid| !self.processes.alive(*pid)).collect();
+        let mut exited = Vec::new();
+        for pid in gone {
+            if let Some(Owner::Pod(uid)) = self.pids.remove(&pid)
+                && !self.pids.values().any(|owner| *owner == Owner::Pod(uid.clone()))
+            {
+                exited.push(uid);
+            }
+        }
+        exited
+    }
+
+    fn tick(&mut self, now: u64) {
+        let visible = self.processes.visible();
+        let uuids: Vec<String> =
+            self.reader.iter().flat_map(Reader::gpus).map(|gpu| gpu.uuid.clone()).collect();
+        let mut answered = false;
+        for uuid in &uuids {
+            let (look, ok) = self.look(uuid, visible, now);
+            answered |= ok;
+            // One moment for the whole tick: windows are cut where events were booked.
+            self.meter.look(uuid, look, now);
+        }
+        if !uuids.is_empty() && !answered {
+            // Every device fails: the driver was reloaded, or is gone.
+            self.health.nvml(Err(OpenError::Devices("every device fails")));
+            self.reader = None;
+        }
+        self.meter.settle(&self.allocations, now);
+        self.processes.forget(now);
+        let kept = u64::try_from(self.settings.keep_final.as_micros()).unwrap_or(u64::MAX);
+        self.health.dropped += self.meter.retire(now.saturating_sub(kept), self.settings.most_pods);
+        self.publish(now);
+    }
+
+    fn look(&mut self, uuid: &str, visible: bool, now: u64) -> (Look, bool) {
+        let Some(reader) = &self.reader else { return (Look::default(), false) };
+        let since = self.since.get(uuid).copied().unwrap_or_else(clock::wall_micros);
+        let reading = reader.read(uuid, since);
+        for error in &reading.errors {
+            self.health.count(error);
+        }
+        let newest = reading.utilisation.iter().map(|(_, _, at)| *at).max().unwrap_or(since);
+        self.since.insert(uuid.to_owned(), newest.max(since));
+        let mut activity: BTreeMap<Owner, u64> = BTreeMap::new();
+        if visible {
+            for pid in &reading.processes {
+                if let Some(owner) = self.processes.owner(*pid, now) {
+                    if let Owner::Pod(uid) = &owner {
+                        self.allocations.pod_alive(uid);
+                    }
+                    self.pids.insert(*pid, owner);
+                }
+            }
+            for (pid, percent, _) in &reading.utilisation {
+                if let Some(owner) = self.processes.owner(*pid, now) {
+                    *activity.entry(owner).or_default() += u64::from(*percent);
+                }
+            }
+        }
+        let ok = reading.energy_millijoules.is_some() || reading.power_milliwatts.is_some();
+        let look = Look {
+            energy_millijoules: reading.energy_millijoules,
+            power_milliwatts: reading.power_milliwatts,
+            busy: !reading.processes.is_empty(),
+            activity,
+        };
+        (look, ok)
+    }
+
+    fn publish(&mut self, now: u64) {
+        let listed = self.shared.listed.load();
+        self.health.ticked(clock::monotonic_micros().saturating_sub(now), clock::now());
+        self.health.kubelet(&listed.errors, listed.healthy);
+        let ready = self.health.is_ready();
+        self.shared.ledger.store(Arc::new(page(&self.meter, &self.settings.node, &self.epoch, ready, now)));
+        let snapshot = NodeSnapshot::of(&self.meter, &self.settings, &self.health, now);
+        self.shared.snapshot.store(Arc::new(snapshot));
+    }
+}

@@ -1,0 +1,7 @@
+//! What every part serves with: HTTP, TLS, metrics in two formats, shutdown, logging.
+
+pub mod exposition;
+pub mod http;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tls;

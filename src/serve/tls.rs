@@ -1,0 +1,52 @@
+//! TLS for the webhook, with a certificate that can be swapped while serving.
+
+use arc_swap::ArcSwapOption;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use std::sync::Arc;
+
+/// The certificate in use; none until one was set, and then handshakes fail.
+#[derive(Debug, Default)]
+pub struct Certificate(ArcSwapOption<CertifiedKey>);
+
+/// A pair that cannot be used: the one before stays.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    #[error("the certificate or key is not PEM")]
+    Pem(#[source] rustls::pki_types::pem::Error),
+    #[error("the key does not fit the certificate")]
+    Pair(#[source] rustls::Error),
+}
+
+impl Certificate {
+    /// Swaps in a certificate chain and key, both PEM.
+    pub fn set(&self, chain: &[u8], key: &[u8]) -> Result<(), CertificateError> {
+        let chain = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(CertificateError::Pem)?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(CertificateError::Pem)?;
+        let provider = rustls::crypto::ring::default_provider();
+        let pair = CertifiedKey::from_der(chain, key, &provider).map_err(CertificateError::Pair)?;
+        self.0.store(Some(Arc::new(pair)));
+        Ok(())
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.0.load().is_some()
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello) -> Option<Arc<CertifiedKey>> {
+        self.0.load_full()
+    }
+}
+
+/// A server configuration that takes its certificate from `certificate`, h2 and HTTP/1.1.
+pub fn server_config(certificate: Arc<Certificate>) -> Arc<rustls::ServerConfig> {
+    let mut config = rustls::ServerConfig::builder().with_no_client_auth().with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Arc::new(config)
+}
