@@ -49,18 +49,30 @@ pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetErr
     }
     let mut dataset = Dataset::default();
     for (index, record) in reader.records().enumerate() {
-        let mut line = index as u64 + 2;
+        let mut at = None;
         let row = record.map_err(|error| error.to_string()).and_then(|record| {
-            line = record.position().map_or(line, csv::Position::line);
+            at = record.position().map(csv::Position::byte);
             let fields = header.iter().map(str::trim).zip(record.iter().map(str::trim)).collect();
             observe(&fields, catalogue)
         });
         match row {
             Ok((gpu, run)) => dataset.runs.entry(gpu).or_default().push(run),
-            Err(why) => dataset.left_out.push(RowError { line, why }),
+            Err(why) => {
+                let line = at.map_or(index as u64 + 2, |byte| line_of(text, byte));
+                dataset.left_out.push(RowError { line, why });
+            }
         }
     }
     Ok(dataset)
+}
+
+/// The line that a record begins on; its position may still be on the end of the line
+/// before.
+fn line_of(text: &str, byte: u64) -> u64 {
+    let bytes = text.as_bytes();
+    let byte = usize::try_from(byte).unwrap_or(0).min(bytes.len());
+    let ends = bytes[byte..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    bytes[..byte + ends].iter().filter(|b| **b == b'\n').count() as u64 + 1
 }
 
 fn observe(row: &BTreeMap<&str, &str>, catalogue: &Catalogue) -> Result<(Gpu, Observation), String> {
