@@ -4,6 +4,7 @@
 //!
 //! Imports point one way: `cli → {node, cluster} → serve → api → {budget → carbon → law}`.
 
+pub mod api;
 pub mod budget;
 pub mod carbon;
 pub mod clock;

@@ -3,46 +3,62 @@
 use super::period::Period;
 use crate::carbon::Milligrams;
 use jiff::SignedDuration;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// What a verdict does to a job. Only Enforce ever delays or refuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema,
+)]
 pub enum Mode {
+    /// Compute, record and show; touch nothing.
     #[default]
     Audit,
+    /// The same, with a warning to who creates the job.
     Warn,
+    /// Hold or refuse what does not fit.
     Enforce,
 }
 
 /// What becomes of a job that does not fit now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum OnExceed {
+    /// Refuse it at create.
     Reject,
+    /// Hold it until the budget has room or the longest delay is over.
     #[default]
     Defer,
 }
 
 /// What becomes of a deferred job when its longest delay is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum AtDeadline {
+    /// Refuse it: it stays suspended.
     #[default]
     Reject,
+    /// Run it all the same; it is charged.
     Run,
 }
 
 /// What becomes of a GPU job whose parameters are missing or wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum OnUnknown {
+    /// Let it run; charge what it burns.
     Allow,
+    /// The same, with a warning that names each annotation.
     #[default]
     Warn,
+    /// Refuse it, naming each annotation.
     Reject,
 }
 
 /// What the webhook does while no leader is at work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum WhenUnavailable {
+    /// Let jobs run; they are charged afterwards.
     #[default]
     Admit,
+    /// Go on holding jobs.
     Hold,
 }
 

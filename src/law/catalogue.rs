@@ -9,6 +9,7 @@
 //! size within 1e-6.
 
 use super::units::Flops;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -63,7 +64,7 @@ impl Denoiser {
 }
 
 /// How `diffusers` runs classifier-free guidance for a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Cfg {
     /// One doubled batch a step when `guidance_scale > 1`.
     Batched,

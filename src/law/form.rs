@@ -12,13 +12,16 @@
 use super::features::Features;
 use super::gpu::Prior;
 use super::workload::Precision;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which law.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
 pub enum Form {
+    /// A step has a cost of its own beside that of its FLOPs.
     #[default]
     Additive,
+    /// The log-linear law of arXiv 2511.17031.
     Paper,
 }
 

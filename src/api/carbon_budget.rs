@@ -1,0 +1,252 @@
+//! `CarbonBudget`: a limit on a namespace's CO2e for a period.
+
+use super::{Condition, InvalidSpec};
+use crate::budget::{AtDeadline, Granting, Mode, OnExceed, OnUnknown, Period, Policy, WhenUnavailable};
+use crate::carbon::Milligrams;
+use jiff::SignedDuration;
+use jiff::tz::TimeZone;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Terms of a carbon budget.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "jouleward.dev",
+    version = "v1alpha1",
+    kind = "CarbonBudget",
+    namespaced,
+    status = "BudgetStatus",
+    shortname = "cb",
+    category = "carbon",
+    doc = "A limit on the CO2e of a namespace's GPU jobs for a period.",
+    selectable = ".spec.mode",
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
+    printcolumn(name = "Limit", type_ = "string", json_path = ".spec.limit"),
+    printcolumn(name = "Used", type_ = "string", json_path = ".status.used"),
+    printcolumn(name = "Reserved", type_ = "string", json_path = ".status.reserved"),
+    printcolumn(name = "Remaining", type_ = "string", json_path = ".status.remaining"),
+    printcolumn(name = "Held", type_ = "integer", json_path = ".status.heldJobs"),
+    printcolumn(name = "Period", type_ = "string", json_path = ".status.period.id"),
+    printcolumn(name = "Ends", type_ = "string", json_path = ".status.period.end", priority = "1"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CarbonBudgetSpec {
+    /// Mass of CO2e that the namespace's GPU jobs may emit in a period: a number and mg, g,
+    /// kg or t, for example 5kg.
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,12}([.][0-9]{1,3})? ?(mg|g|kg|t)$')").message("write a number and mg, g, kg or t, for example 5kg"))]
+    #[schemars(length(max = 20))]
+    pub limit: String,
+    /// The stretch of time the limit is for; a calendar month in UTC by default.
+    #[serde(default)]
+    pub period: BudgetPeriod,
+    /// What a verdict does to a job. Only Enforce ever delays or refuses. Default Audit.
+    #[serde(default)]
+    pub mode: Mode,
+    /// What becomes of a job that does not fit now. Default Defer.
+    #[serde(default)]
+    pub on_exceed: OnExceed,
+    /// How long a job may be held, in seconds. Default 86400, one day.
+    #[serde(default = "one_day")]
+    #[schemars(range(min = 0, max = 31_622_400))]
+    pub longest_delay_seconds: i64,
+    /// What becomes of a held job when its longest delay is over. Default Reject.
+    #[serde(default)]
+    pub at_deadline: AtDeadline,
+    /// Percentile of the predicted energy that is set aside. Default 90.
+    #[serde(default = "ninety")]
+    #[schemars(range(min = 50, max = 99))]
+    pub charged_percentile: i32,
+    /// What becomes of a GPU job whose parameters are missing or wrong. Default Warn.
+    #[serde(default)]
+    pub on_unknown: OnUnknown,
+    /// What the webhook does while no controller leads. Default Admit.
+    #[serde(default)]
+    pub when_unavailable: WhenUnavailable,
+}
+
+fn one_day() -> i64 {
+    86_400
+}
+
+fn ninety() -> i32 {
+    90
+}
+
+/// The stretch of time a limit is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.type != 'Rolling' || has(self.days)").message("a Rolling period needs its days, for example days: 7"))]
+pub struct BudgetPeriod {
+    /// Calendar period, or a window of days that ends today. Default Month.
+    #[serde(rename = "type", default)]
+    pub kind: PeriodKind,
+    /// IANA time zone of midnight, for example Europe/Berlin. Default UTC.
+    #[serde(default = "utc")]
+    #[schemars(length(max = 64))]
+    pub time_zone: String,
+    /// Days of a Rolling period, today included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 366))]
+    pub days: Option<i32>,
+}
+
+fn utc() -> String {
+    "UTC".to_owned()
+}
+
+impl Default for BudgetPeriod {
+    fn default() -> Self {
+        Self { kind: PeriodKind::default(), time_zone: utc(), days: None }
+    }
+}
+
+/// Kinds of periods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+pub enum PeriodKind {
+    /// From midnight to midnight.
+    Day,
+    /// From Monday to Monday.
+    Week,
+    /// From the first to the first.
+    #[default]
+    Month,
+    /// The last days, today included.
+    Rolling,
+}
+
+/// Where a budget stands. Recomputed from reservations; the guarded write of a grant is a
+/// write of this status.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BudgetStatus {
+    /// Generation of the spec this status is for.
+    pub observed_generation: i64,
+    /// The period that the figures are of.
+    pub period: PeriodStatus,
+    /// Limit in milligrams of CO2e.
+    pub limit_milligrams: i64,
+    /// Measured in this period.
+    pub consumed_milligrams: i64,
+    /// Set aside for jobs granted and not settled.
+    pub reserved_milligrams: i64,
+    /// What can still be granted.
+    pub remaining_milligrams: i64,
+    /// Given back by jobs that were settled below their reservation in this period.
+    pub refunded_milligrams: i64,
+    /// Burned beyond reservations.
+    pub overrun_milligrams: i64,
+    /// `consumedMilligrams` for people.
+    pub used: String,
+    /// `reservedMilligrams` for people.
+    pub reserved: String,
+    /// `remainingMilligrams` for people.
+    pub remaining: String,
+    /// Jobs that wait for this budget.
+    pub held_jobs: i64,
+    /// From when on this namespace's energy was measured, RFC 3339.
+    pub measured_since: String,
+    /// Number of the leader that wrote last: a leader with a lower one must not write.
+    pub lease_epoch: i64,
+    /// Grants that are committed here and whose reservations may not exist yet.
+    #[schemars(length(max = 256))]
+    pub granting: Vec<GrantInFlight>,
+    /// Ready, Exceeded, NearLimit.
+    pub conditions: Vec<Condition>,
+}
+
+/// The period at hand.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PeriodStatus {
+    /// For example 2026-11.
+    pub id: String,
+    /// RFC 3339.
+    pub start: String,
+    /// RFC 3339.
+    pub end: String,
+}
+
+/// A grant that is committed, on its way to a reservation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GrantInFlight {
+    /// UID of the job or pod.
+    pub uid: String,
+    /// Milligrams of CO2e set aside.
+    pub milligrams: i64,
+}
+
+impl From<&GrantInFlight> for Granting {
+    fn from(grant: &GrantInFlight) -> Self {
+        Self { uid: grant.uid.clone(), mass: Milligrams(grant.milligrams) }
+    }
+}
+
+impl TryFrom<&CarbonBudgetSpec> for Policy {
+    type Error = InvalidSpec;
+
+    fn try_from(spec: &CarbonBudgetSpec) -> Result<Self, InvalidSpec> {
+        let limit = spec
+            .limit
+            .parse()
+            .map_err(|error: crate::carbon::MassError| InvalidSpec { field: "spec.limit", problem: error.to_string() })?;
+        Ok(Self {
+            limit,
+            period: period(&spec.period)?,
+            mode: spec.mode,
+            on_exceed: spec.on_exceed,
+            longest_delay: SignedDuration::from_secs(spec.longest_delay_seconds.max(0)),
+            at_deadline: spec.at_deadline,
+            quantile: f64::from(spec.charged_percentile.clamp(50, 99)) / 100.0,
+            on_unknown: spec.on_unknown,
+            when_unavailable: spec.when_unavailable,
+        })
+    }
+}
+
+fn period(spec: &BudgetPeriod) -> Result<Period, InvalidSpec> {
+    let zone = TimeZone::get(&spec.time_zone).map_err(|_| InvalidSpec {
+        field: "spec.period.timeZone",
+        problem: format!("{:?} is no IANA time zone, for example Europe/Berlin", spec.time_zone),
+    })?;
+    Ok(match spec.kind {
+        PeriodKind::Day => Period::Day(zone),
+        PeriodKind::Week => Period::Week(zone),
+        PeriodKind::Month => Period::Month(zone),
+        PeriodKind::Rolling => {
+            let days = spec.days.and_then(|days| u16::try_from(days).ok()).filter(|days| *days > 0);
+            Period::Rolling(
+                zone,
+                days.ok_or_else(|| InvalidSpec {
+                    field: "spec.period.days",
+                    problem: "a Rolling period needs its days, for example 7".to_owned(),
+                })?,
+            )
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_with_only_a_limit_has_the_documented_defaults() {
+        let spec: CarbonBudgetSpec = serde_json::from_str(r#"{"limit":"5kg"}"#).unwrap();
+        let policy = Policy::try_from(&spec).unwrap();
+        assert_eq!(policy.limit, Milligrams(5_000_000));
+        assert_eq!((policy.mode, policy.on_exceed), (Mode::Audit, OnExceed::Defer));
+        assert_eq!(policy.period, Period::Month(TimeZone::get("UTC").unwrap()));
+    }
+
+    #[test]
+    fn what_the_schema_lets_through_but_makes_no_sense_is_named() {
+        let spec: CarbonBudgetSpec =
+            serde_json::from_str(r#"{"limit":"5kg","period":{"timeZone":"Mars/Base"}}"#).unwrap();
+        let error = Policy::try_from(&spec).unwrap_err();
+        assert!(error.to_string().contains("spec.period.timeZone: \"Mars/Base\""), "{error}");
+    }
+}

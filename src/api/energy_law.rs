@@ -1,0 +1,72 @@
+//! `EnergyLaw`: the law of one GPU product, with its whole state.
+
+use super::Condition;
+use crate::law::Form;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which product, which form.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "jouleward.dev",
+    version = "v1alpha1",
+    kind = "EnergyLaw",
+    status = "EnergyLawStatus",
+    shortname = "elaw",
+    category = "carbon",
+    doc = "The energy law of one GPU product: refitted with every finished job.",
+    printcolumn(name = "GPU", type_ = "string", json_path = ".spec.gpu"),
+    printcolumn(name = "Form", type_ = "string", json_path = ".spec.form"),
+    printcolumn(name = "Error", type_ = "string", json_path = ".status.error"),
+    printcolumn(name = "Observations", type_ = "integer", json_path = ".status.observations"),
+    printcolumn(name = "Last fit", type_ = "date", json_path = ".status.lastFit"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EnergyLawSpec {
+    /// GPU product as NVML or the node label nvidia.com/gpu.product writes it, for example
+    /// NVIDIA-A100-SXM4-40GB.
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the product of a law cannot be changed: make another law, for example for NVIDIA-H100-80GB-HBM3"))]
+    pub gpu: String,
+    /// The law's form. Default Additive. Changing it starts the law anew.
+    #[serde(default)]
+    pub form: Form,
+}
+
+/// What the law has learnt.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EnergyLawStatus {
+    /// Generation of the spec this status is for.
+    pub observed_generation: i64,
+    /// Jobs learnt from.
+    pub observations: i64,
+    /// Running mean of |predicted − measured| / measured, in parts per thousand.
+    pub error_permille: i64,
+    /// The same for people, for example 6.2 %.
+    pub error: String,
+    /// Parameters for people: joules a start, a step, a TFLOP; exponents as they are.
+    pub parameters: Vec<NamedValue>,
+    /// The whole state, versioned, for the next leader.
+    #[schemars(length(max = 65_536))]
+    pub state: String,
+    /// UIDs of the jobs learnt from last, so that none is learnt twice.
+    pub learnt: Vec<String>,
+    /// When the law last learnt, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_fit: Option<String>,
+    /// Ready.
+    pub conditions: Vec<Condition>,
+}
+
+/// A figure with its name, as text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NamedValue {
+    /// Name of the parameter.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+}

@@ -1,0 +1,191 @@
+//! `CarbonReservation`: the durable record of one job. It has no owner reference, so that
+//! it outlives the job.
+
+use crate::budget::{Charge, Entry};
+use crate::carbon::Milligrams;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What was decided for one job; never changed after it was written.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "jouleward.dev",
+    version = "v1alpha1",
+    kind = "CarbonReservation",
+    namespaced,
+    status = "ReservationStatus",
+    shortname = "cres",
+    category = "carbon",
+    doc = "The record of one job: predicted, reserved, measured, settled, and the arithmetic.",
+    printcolumn(name = "Kind", type_ = "string", json_path = ".spec.workload.kind"),
+    printcolumn(name = "Workload", type_ = "string", json_path = ".spec.workload.name"),
+    printcolumn(name = "Predicted mJ", type_ = "integer", json_path = ".spec.predictedMillijoules"),
+    printcolumn(name = "Measured mJ", type_ = "integer", json_path = ".status.measuredMillijoules"),
+    printcolumn(name = "Reserved mg", type_ = "integer", json_path = ".spec.reservedMilligrams"),
+    printcolumn(name = "Charged mg", type_ = "integer", json_path = ".status.chargedMilligrams"),
+    printcolumn(name = "Settled", type_ = "boolean", json_path = ".status.settled"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.spec == oldSelf.spec").message("a reservation's spec is a record and cannot be changed")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CarbonReservationSpec {
+    /// Whose record it is.
+    pub workload: WorkloadRef,
+    /// What each budget set aside.
+    pub budgets: Vec<ReservedFor>,
+    /// The largest of those, in milligrams of CO2e.
+    pub reserved_milligrams: i64,
+    /// Median of the predicted energy in millijoules; 0 where nothing could be predicted.
+    pub predicted_millijoules: i64,
+    /// Half the width of the prediction's 90 % interval, in parts per thousand of the median.
+    pub predicted_uncertainty_permille: i64,
+    /// The job's parameters at the time, by annotation without prefix.
+    pub parameters: BTreeMap<String, String>,
+    /// Pods that each generate the images.
+    pub pods: i64,
+    /// GPUs of each pod.
+    pub gpus: i64,
+    /// The law that predicted.
+    pub law: LawUsed,
+    /// The intensity that predicted, and with which the job is settled.
+    pub intensity: IntensityUsed,
+    /// Power usage effectiveness in parts per thousand.
+    pub pue_permille: i64,
+    /// True where the job was found running, not granted before.
+    pub adopted: bool,
+    /// The verdict in words, with the arithmetic.
+    pub verdict: String,
+}
+
+/// A workload by kind, name and UID.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadRef {
+    /// Job or Pod.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID: names are used again, UIDs never.
+    pub uid: String,
+}
+
+/// One budget's part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReservedFor {
+    /// Name of the budget.
+    pub name: String,
+    /// Milligrams of CO2e.
+    pub milligrams: i64,
+}
+
+/// Which law, and how much it had seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LawUsed {
+    /// GPU product; empty where none was known.
+    pub gpu: String,
+    /// Additive or Paper.
+    pub form: String,
+    /// Jobs it had learnt from.
+    pub observations: i64,
+}
+
+/// Which intensity.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct IntensityUsed {
+    /// Grid zone.
+    pub zone: String,
+    /// Milligrams of CO2e a kilowatt-hour.
+    pub milligrams_per_kwh: i64,
+    /// Who says so.
+    pub source: String,
+    /// Average or Marginal.
+    pub signal: String,
+    /// Lifecycle or Direct.
+    pub basis: String,
+    /// Measured, Estimated, Forecast or Static.
+    pub kind: String,
+}
+
+/// What the job has burned.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReservationStatus {
+    /// Measured so far, in millijoules.
+    pub measured_millijoules: i64,
+    /// The same as CO2e, all periods.
+    pub charged_milligrams: i64,
+    /// The same by budget and period.
+    pub charges: Vec<BookedCharge>,
+    /// Energy by pod, as the exporters gave it.
+    pub pods: Vec<PodCharge>,
+    /// True once the job has ended and its energy is known.
+    pub settled: bool,
+    /// Reserved less charged; negative where it burned more.
+    pub refund_milligrams: i64,
+    /// When it was settled, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settled_at: Option<String>,
+    /// What became of it as an observation: Learnt, or why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observation: Option<String>,
+}
+
+/// Milligrams booked to one budget's period.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BookedCharge {
+    /// Name of the budget.
+    pub budget: String,
+    /// Period, or day of a rolling window.
+    pub bucket: String,
+    /// Milligrams of CO2e.
+    pub milligrams: i64,
+}
+
+/// One pod's energy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodCharge {
+    /// UID of the pod.
+    pub uid: String,
+    /// Millijoules from the exporter's present run.
+    pub millijoules: i64,
+    /// Millijoules from earlier runs of the exporter, which starts at zero each time.
+    #[serde(default)]
+    pub earlier_millijoules: i64,
+    /// Names the exporter's run.
+    #[serde(default)]
+    pub epoch: String,
+    /// True once it holds no GPU any more.
+    #[serde(rename = "final", default)]
+    pub is_final: bool,
+}
+
+impl CarbonReservation {
+    /// The line of this job in one budget's ledger; `None` where the budget has no part.
+    pub fn entry(&self, budget: &str) -> Option<Entry> {
+        let reserved = self.spec.budgets.iter().find(|part| part.name == budget)?;
+        let status = self.status.clone().unwrap_or_default();
+        Some(Entry {
+            uid: self.spec.workload.uid.clone(),
+            reserved: Milligrams(reserved.milligrams),
+            charges: status
+                .charges
+                .into_iter()
+                .filter(|charge| charge.budget == budget)
+                .map(|charge| Charge { bucket: charge.bucket, mass: Milligrams(charge.milligrams) })
+                .collect(),
+            settled: status.settled,
+        })
+    }
+
+    /// The name of the reservation of a workload.
+    pub fn name_of(kind: &str, uid: &str) -> String {
+        format!("{}-{uid}", kind.to_lowercase())
+    }
+}
