@@ -20,8 +20,6 @@ pub const STAMPS: &[&str] = &[PREDICTION, HOLD, GRANTED, REFUSED];
 /// Label on namespaces that have a budget: the strictest mode of its budgets. Webhooks
 /// select on it; only the controller may change it.
 pub const MODE_LABEL: &str = "jouleward.dev/mode";
-/// Label on reservations: `open` or `settled`.
-pub const STATE_LABEL: &str = "jouleward.dev/state";
 /// Scheduling gate of a held pod.
 pub const GATE: &str = "jouleward.dev/budget";
 /// The custom verb on `jobs` and `pods` that lifting a hold or touching a stamp needs.

@@ -8,6 +8,7 @@ pub mod api;
 pub mod budget;
 pub mod carbon;
 pub mod clock;
+pub mod cluster;
 pub mod contract;
 pub mod law;
 pub mod node;

@@ -1,0 +1,96 @@
+//! Asks every exporter for its ledger page, once a second.
+
+use super::stores::ExporterSeen;
+use crate::clock;
+use crate::contract::EXPORTER_PORT;
+use crate::node::LedgerPage;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+const DEADLINE: Duration = Duration::from_secs(3);
+const LARGEST_PAGE: usize = 16 << 20;
+
+/// The last page of each node, and when it came.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Pages {
+    pages: HashMap<String, (Arc<LedgerPage>, u64)>,
+}
+
+/// Why an exporter gave no page.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ScrapeError {
+    #[error("cannot reach {0}")]
+    Connect(String, #[source] std::io::Error),
+    #[error("the exporter broke the connection off")]
+    Http(#[from] hyper::Error),
+    #[error("the exporter's page is too large or broke off")]
+    Body,
+    #[error("the exporter's page is not what it should be")]
+    Page(#[from] serde_json::Error),
+    #[error("the exporter did not answer in 3 s")]
+    Late,
+    #[error("{0:?} is no address")]
+    Address(String),
+}
+
+impl Pages {
+    /// Asks all exporters at once; returns the nodes whose exporter failed.
+    pub(super) async fn refresh(&mut self, exporters: Vec<Arc<ExporterSeen>>) -> Vec<(String, ScrapeError)> {
+        let mut asked = JoinSet::new();
+        for exporter in exporters {
+            asked.spawn(async move {
+                let page = tokio::time::timeout(DEADLINE, fetch(&exporter.ip)).await;
+                (exporter.node.clone(), page.unwrap_or(Err(ScrapeError::Late)))
+            });
+        }
+        let mut failed = Vec::new();
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok((node, Ok(page))) => {
+                    self.pages.insert(node, (Arc::new(page), clock::monotonic_micros()));
+                }
+                Ok((node, Err(error))) => failed.push((node, error)),
+                Err(_) => {}
+            }
+        }
+        failed
+    }
+
+    /// Pages by node, with their age's origin in µs.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Arc<LedgerPage>, u64)> {
+        self.pages.iter().map(|(node, (page, at))| (node.as_str(), page, *at))
+    }
+
+    pub(super) fn of(&self, node: &str) -> Option<(&Arc<LedgerPage>, u64)> {
+        self.pages.get(node).map(|(page, at)| (page, *at))
+    }
+}
+
+async fn fetch(ip: &str) -> Result<LedgerPage, ScrapeError> {
+    let address: std::net::IpAddr = ip.parse().map_err(|_| ScrapeError::Address(ip.to_owned()))?;
+    let address = std::net::SocketAddr::new(address, EXPORTER_PORT);
+    let stream =
+        TcpStream::connect(address).await.map_err(|e| ScrapeError::Connect(address.to_string(), e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get("/v1/pods")
+        .header(hyper::header::HOST, address.to_string())
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| ScrapeError::Address(address.to_string()))?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let body = Limited::new(response.into_body(), LARGEST_PAGE).collect().await;
+        Ok::<_, ScrapeError>(body.map_err(|_| ScrapeError::Body)?.to_bytes())
+    };
+    let body = tokio::select! {
+        body = exchange => body?,
+        _ = connection => return Err(ScrapeError::Body),
+    };
+    Ok(serde_json::from_slice(&body)?)
+}

@@ -1,0 +1,26 @@
+//! The cluster: the webhook that predicts and holds, and the controller that keeps the
+//! ledger, releases, and learns.
+
+mod certificates;
+pub mod controller;
+mod crash;
+mod cycle;
+mod energy;
+mod gauges;
+mod grants;
+pub mod lease;
+mod learning;
+mod lift;
+mod objects;
+mod refusals;
+mod review;
+mod stores;
+mod tracking;
+mod upkeep;
+mod verdicts;
+pub mod webhook;
+mod world;
+
+pub use lift::{Lifted, release, uninstall};
+pub use objects::{Kind, Lite, Work};
+pub use review::{Outcome, Snapshot, answer};

@@ -1,0 +1,332 @@
+//! Jobs and pods, reduced to what admission and the ledger look at. The same lean types
+//! read an admission review and fill the controller's caches.
+
+use crate::contract::{GATE, GPU_RESOURCE, GRANTED, HOLD, PRODUCT_LABEL, REFUSED};
+use crate::law::Gpu;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What is held or charged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Job,
+    Pod,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Job => "Job",
+            Self::Pod => "Pod",
+        }
+    }
+}
+
+/// Metadata, spec and status of a Job or Pod, as far as anyone here reads them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Lite {
+    pub metadata: Metadata,
+    pub spec: Spec,
+    pub status: Status,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    pub name: String,
+    pub generate_name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub annotations: BTreeMap<String, String>,
+    pub owner_references: Vec<OwnerReference>,
+    pub creation_timestamp: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spec {
+    pub suspend: Option<bool>,
+    pub parallelism: Option<u32>,
+    pub completions: Option<u32>,
+    pub template: Template,
+    #[serde(flatten)]
+    pub pod: PodSpec,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Template {
+    pub metadata: TemplateMetadata,
+    pub spec: PodSpec,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TemplateMetadata {
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    pub containers: Vec<Container>,
+    pub node_name: Option<String>,
+    pub node_selector: BTreeMap<String, String>,
+    pub scheduling_gates: Vec<Gate>,
+    pub affinity: Affinity,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gate {
+    pub name: String,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Container {
+    pub resources: Resources,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    pub limits: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Affinity {
+    pub node_affinity: NodeAffinity,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeAffinity {
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    pub required: NodeSelector,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeSelector {
+    pub node_selector_terms: Vec<Term>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Term {
+    pub match_expressions: Vec<Expression>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Expression {
+    pub key: String,
+    pub operator: String,
+    pub values: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    pub phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pub pod_ip: Option<String>,
+    pub succeeded: Option<u32>,
+    pub conditions: Vec<StatusCondition>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StatusCondition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: String,
+}
+
+/// How far a piece of work has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    Open,
+    Succeeded,
+    Failed,
+}
+
+/// A GPU job or pod.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Work {
+    pub kind: Kind,
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub created: Timestamp,
+    /// The job's annotations with its template's on top.
+    pub annotations: BTreeMap<String, String>,
+    /// Pods that each do the annotated work.
+    pub pods: u32,
+    /// GPUs of each pod.
+    pub gpus: u32,
+    /// Products that the pod template allows; empty = any.
+    pub eligible: Vec<Gpu>,
+    /// Suspended or gated by us.
+    pub held: bool,
+    /// Suspended by its author, and not held by us.
+    pub author_suspended: bool,
+    pub granted: bool,
+    /// The refusal, as it was stamped.
+    pub refused: Option<String>,
+    pub progress: Progress,
+    pub owner: Option<(String, String)>,
+}
+
+impl Work {
+    /// `None` where the object asks for no GPU.
+    pub fn of(kind: Kind, object: &Lite) -> Option<Self> {
+        let meta = &object.metadata;
+        let pod = if kind == Kind::Job { &object.spec.template.spec } else { &object.spec.pod };
+        let gpus = gpus(pod);
+        if gpus == 0 {
+            return None;
+        }
+        let mut annotations = meta.annotations.clone();
+        if kind == Kind::Job {
+            annotations.extend(object.spec.template.metadata.annotations.clone());
+        }
+        let suspended = object.spec.suspend == Some(true);
+        let held = match kind {
+            Kind::Job => suspended && meta.annotations.contains_key(HOLD),
+            Kind::Pod => pod.scheduling_gates.iter().any(|gate| gate.name == GATE),
+        };
+        let owner = meta.owner_references.iter().find(|owner| owner.controller == Some(true));
+        Some(Self {
+            kind,
+            namespace: meta.namespace.clone(),
+            name: if meta.name.is_empty() { meta.generate_name.clone() } else { meta.name.clone() },
+            uid: meta.uid.clone(),
+            created: meta.creation_timestamp.unwrap_or(Timestamp::UNIX_EPOCH),
+            annotations,
+            pods: if kind == Kind::Job { object.spec.pods() } else { 1 },
+            gpus,
+            eligible: eligible(pod),
+            held,
+            author_suspended: kind == Kind::Job && suspended && !held,
+            granted: meta.annotations.contains_key(GRANTED),
+            refused: meta.annotations.get(REFUSED).cloned(),
+            progress: object.progress(kind),
+            owner: owner.map(|owner| (owner.kind.clone(), owner.uid.clone())),
+        })
+    }
+
+    /// The parameters that were asked for, without prefix and stamps.
+    pub fn parameters(&self) -> BTreeMap<String, String> {
+        self.annotations
+            .iter()
+            .filter(|(name, _)| !crate::contract::STAMPS.contains(&name.as_str()))
+            .filter_map(|(name, value)| {
+                let name = name.strip_prefix("jouleward.dev/")?;
+                Some((name.to_owned(), value.clone()))
+            })
+            .collect()
+    }
+}
+
+impl Spec {
+    /// Pods that run to completion.
+    fn pods(&self) -> u32 {
+        self.completions.or(self.parallelism).unwrap_or(1).max(1)
+    }
+}
+
+impl Lite {
+    fn progress(&self, kind: Kind) -> Progress {
+        let is = |name: &str| self.status.conditions.iter().any(|c| c.kind == name && c.status == "True");
+        let phase = self.status.phase.as_deref();
+        match kind {
+            Kind::Job if is("Complete") => Progress::Succeeded,
+            Kind::Job if is("Failed") => Progress::Failed,
+            Kind::Pod if phase == Some("Succeeded") => Progress::Succeeded,
+            Kind::Pod if phase == Some("Failed") => Progress::Failed,
+            _ => Progress::Open,
+        }
+    }
+}
+
+fn gpus(pod: &PodSpec) -> u32 {
+    let of = |container: &Container| -> u32 {
+        let limits = container.resources.limits.iter().filter(|(name, _)| name.starts_with(GPU_RESOURCE));
+        limits.map(|(_, quantity)| count(quantity)).sum()
+    };
+    pod.containers.iter().map(of).sum()
+}
+
+fn count(quantity: &serde_json::Value) -> u32 {
+    let number = quantity.as_u64().or_else(|| quantity.as_str()?.trim().parse().ok());
+    number.and_then(|number| u32::try_from(number).ok()).unwrap_or(0)
+}
+
+/// Products named by the node selector or by required node affinity.
+fn eligible(pod: &PodSpec) -> Vec<Gpu> {
+    let mut names: Vec<&str> = pod.node_selector.get(PRODUCT_LABEL).map(String::as_str).into_iter().collect();
+    let terms = &pod.affinity.node_affinity.required.node_selector_terms;
+    for expression in terms.iter().flat_map(|term| &term.match_expressions) {
+        if expression.key == PRODUCT_LABEL && expression.operator == "In" {
+            names.extend(expression.values.iter().map(String::as_str));
+        }
+    }
+    let mut gpus: Vec<Gpu> = names.into_iter().filter_map(Gpu::parse).collect();
+    gpus.sort();
+    gpus.dedup();
+    gpus
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn job(extra: &serde_json::Value) -> Lite {
+        let mut job = json!({
+            "metadata": { "name": "j", "annotations": { "jouleward.dev/model": "sdxl", "jouleward.dev/width": "512" } },
+            "spec": { "completions": 3, "template": {
+                "metadata": { "annotations": { "jouleward.dev/width": "768" } },
+                "spec": { "containers": [{ "resources": { "limits": { "nvidia.com/gpu": "2", "cpu": "1" } } }] },
+            } },
+        });
+        json_patch::merge(&mut job, extra);
+        serde_json::from_value(job).unwrap()
+    }
+
+    #[test]
+    fn a_jobs_template_wins_over_its_own_annotations() {
+        let work = Work::of(Kind::Job, &job(&json!({}))).unwrap();
+        assert_eq!(work.annotations["jouleward.dev/width"], "768");
+        assert_eq!((work.pods, work.gpus), (3, 2));
+    }
+
+    #[test]
+    fn a_job_without_a_gpu_is_none_of_ours() {
+        let limits = json!({ "spec": { "template": { "spec": { "containers": [{ "resources": { "limits": { "cpu": "1" } } }] } } } });
+        assert!(Work::of(Kind::Job, &job(&limits)).is_none());
+    }
+
+    #[test]
+    fn a_job_that_its_author_suspended_is_not_held_by_us() {
+        let work = Work::of(Kind::Job, &job(&json!({ "spec": { "suspend": true } }))).unwrap();
+        assert!(work.author_suspended && !work.held);
+        let stamped = json!({ "metadata": { "annotations": { HOLD: "x" } }, "spec": { "suspend": true } });
+        assert!(Work::of(Kind::Job, &job(&stamped)).unwrap().held);
+    }
+
+    #[test]
+    fn selector_and_affinity_name_the_eligible_products() {
+        let pinned = json!({ "spec": { "template": { "spec": {
+            "nodeSelector": { PRODUCT_LABEL: "NVIDIA-A100-SXM4-40GB" },
+        } } } });
+        let work = Work::of(Kind::Job, &job(&pinned)).unwrap();
+        assert_eq!(work.eligible, [Gpu::parse("A100-SXM4-40GB").unwrap()]);
+    }
+}

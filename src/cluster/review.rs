@@ -1,0 +1,296 @@
+//! Admission reviews: a pure function of the review and a snapshot. No call goes out, no
+//! state is kept: a dry run is answered like any other and changes nothing.
+
+use super::objects::{Kind, Lite, Work};
+use super::verdicts::{Forecast, Spoken, Terms, forecast, judge, parameter_warning, strictest, worst};
+use crate::budget::{Decision, Mode, Oracle, WhenUnavailable};
+use crate::contract::{GATE, GRANTED, HOLD, PREDICTION, REFUSED};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+/// What reviews are answered from.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub(super) oracle: Oracle,
+    /// Budgets by namespace, by name.
+    pub(super) budgets: HashMap<String, Vec<Terms>>,
+    /// True while no leader is at work.
+    pub(super) leader_stale: bool,
+}
+
+/// What was decided, for metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub kind: String,
+    pub namespace: String,
+    /// allowed, held, warned, denied or error.
+    pub decision: &'static str,
+    pub reason: &'static str,
+}
+
+#[derive(Debug, Deserialize)]
+struct Review {
+    request: Request,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request {
+    uid: String,
+    kind: GroupKind,
+    #[serde(default)]
+    namespace: String,
+    operation: String,
+    #[serde(default)]
+    user_info: UserInfo,
+    #[serde(default)]
+    object: Option<Lite>,
+}
+
+#[derive(Debug, Deserialize)]
+struct GroupKind {
+    kind: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct UserInfo {
+    username: String,
+}
+
+/// The answer, as the API server reads it. kube's own type writes the patch as an array of
+/// numbers.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response {
+    uid: String,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+/// Which of the two webhooks is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Mutate,
+    Validate,
+}
+
+/// Controllers of the cluster whose pods their owners are charged for.
+const POD_MAKERS: &str = "system:serviceaccount:kube-system:";
+
+/// Answers one review; an unreadable one is an error for the caller.
+pub fn answer(
+    step: Step,
+    body: &[u8],
+    snapshot: &Snapshot,
+    now: Timestamp,
+) -> Result<(Vec<u8>, Outcome), serde_json::Error> {
+    let Review { request } = serde_json::from_slice(body)?;
+    let (response, outcome) = decide_request(step, &request, snapshot, now);
+    let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response });
+    Ok((serde_json::to_vec(&review)?, outcome))
+}
+
+fn decide_request(step: Step, request: &Request, snapshot: &Snapshot, now: Timestamp) -> (Response, Outcome) {
+    let mut response = Response {
+        uid: request.uid.clone(),
+        allowed: true,
+        status: None,
+        patch: None,
+        patch_type: None,
+        warnings: Vec::new(),
+    };
+    let mut outcome = Outcome {
+        kind: request.kind.kind.clone(),
+        namespace: request.namespace.clone(),
+        decision: "allowed",
+        reason: "NotOurs",
+    };
+    let kind = match request.kind.kind.as_str() {
+        "Job" => Kind::Job,
+        "Pod" => Kind::Pod,
+        _ => return (response, outcome),
+    };
+    let Some(object) = &request.object else { return (response, outcome) };
+    let Some(work) = Work::of(kind, object) else { return (response, outcome) };
+    let Some(terms) = snapshot.budgets.get(&request.namespace).filter(|terms| !terms.is_empty()) else {
+        return (response, outcome);
+    };
+    if kind == Kind::Pod && charged_to_owner(&work, request) {
+        outcome.reason = "OwnerCharged";
+        return (response, outcome);
+    }
+    let case = Case { request, object, work: &work, terms, snapshot, now };
+    match step {
+        Step::Mutate => case.mutate(&mut response, &mut outcome),
+        Step::Validate => case.validate(&mut response, &mut outcome),
+    }
+    (response, outcome)
+}
+
+/// "My owner is charged" is believed only of a pod that a controller of the cluster made;
+/// a forged owner reference makes a pod of its own.
+fn charged_to_owner(work: &Work, request: &Request) -> bool {
+    work.owner.is_some() && request.user_info.username.starts_with(POD_MAKERS)
+}
+
+struct Case<'a> {
+    request: &'a Request,
+    object: &'a Lite,
+    work: &'a Work,
+    terms: &'a [Terms],
+    snapshot: &'a Snapshot,
+    now: Timestamp,
+}
+
+impl Case<'_> {
+    /// Nothing is held while nobody could release it, unless the budget says so.
+    fn holds(&self) -> bool {
+        let enforcing: Vec<&Terms> = self.terms.iter().filter(|t| t.policy.mode == Mode::Enforce).collect();
+        let hold_anyway = enforcing.iter().any(|t| t.policy.when_unavailable == WhenUnavailable::Hold);
+        !enforcing.is_empty() && (!self.snapshot.leader_stale || hold_anyway)
+    }
+
+    fn mutate(&self, response: &mut Response, outcome: &mut Outcome) {
+        let mut patch = Vec::new();
+        if self.request.operation == "CREATE" {
+            let forecast = forecast(self.work, &self.snapshot.oracle);
+            self.stamp(&forecast, &mut patch);
+        }
+        let hold = self.holds() && !self.work.author_suspended && !self.work.granted_on_update(self.request);
+        outcome.reason = "Stamped";
+        if hold {
+            self.hold(&mut patch);
+            outcome.decision = "held";
+            outcome.reason = "WaitingForBudget";
+        }
+        if !patch.is_empty() {
+            let bytes = serde_json::to_vec(&patch).unwrap_or_default();
+            response.patch = Some(STANDARD.encode(bytes));
+            response.patch_type = Some("JSONPatch");
+        }
+    }
+
+    /// The prediction, and no stamp that the author brought along.
+    fn stamp(&self, forecast: &Forecast, patch: &mut Vec<Value>) {
+        let annotations = &self.object.metadata.annotations;
+        if annotations.is_empty() {
+            patch.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
+        }
+        for stamp in [HOLD, GRANTED, REFUSED] {
+            if annotations.contains_key(stamp) {
+                patch.push(json!({ "op": "remove", "path": annotation_path(stamp) }));
+            }
+        }
+        let text = self.prediction(forecast);
+        patch.push(json!({ "op": "add", "path": annotation_path(PREDICTION), "value": text }));
+    }
+
+    fn prediction(&self, forecast: &Forecast) -> String {
+        let quantile = self.terms.iter().map(|t| t.policy.quantile).fold(0.0, f64::max);
+        match forecast.estimate(&self.snapshot.oracle, quantile) {
+            Ok(estimate) => format!(
+                "{} ±{:.0} %, {} CO2e (p{:.0} {}); {}",
+                estimate.prediction.median,
+                estimate.prediction.relative_90() * 100.0,
+                estimate.footprint.median,
+                quantile * 100.0,
+                estimate.footprint.charged,
+                estimate.provenance()
+            ),
+            Err(why) => format!("none: {why}"),
+        }
+    }
+
+    fn hold(&self, patch: &mut Vec<Value>) {
+        match self.work.kind {
+            Kind::Job => {
+                if self.object.metadata.annotations.is_empty() && patch.is_empty() {
+                    patch.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
+                }
+                patch.push(json!({ "op": "add", "path": "/spec/suspend", "value": true }));
+                patch.push(json!({ "op": "add", "path": annotation_path(HOLD), "value": "WaitingForBudget" }));
+            }
+            Kind::Pod => {
+                let gates = &self.object.spec.pod.scheduling_gates;
+                if gates.iter().any(|gate| gate.name == GATE) {
+                    return;
+                }
+                if gates.is_empty() {
+                    patch.push(json!({ "op": "add", "path": "/spec/schedulingGates", "value": [] }));
+                }
+                patch.push(json!({ "op": "add", "path": "/spec/schedulingGates/-", "value": { "name": GATE } }));
+            }
+        }
+    }
+
+    fn validate(&self, response: &mut Response, outcome: &mut Outcome) {
+        let oracle = &self.snapshot.oracle;
+        let forecast = forecast(self.work, oracle);
+        let spoken = self
+            .terms
+            .iter()
+            .map(|terms| (terms, judge(&self.request.namespace, terms, &forecast, oracle, SignedDuration::ZERO, self.now)));
+        let (enforced, shown): (Vec<_>, Vec<_>) =
+            spoken.partition(|(terms, _)| terms.policy.mode == Mode::Enforce && self.holds());
+        response.warnings.extend(parameter_warning(self.terms, &forecast));
+        for (terms, spoken) in &shown {
+            if terms.policy.mode != Mode::Audit && spoken.verdict.decision != Decision::Admit {
+                outcome.decision = "warned";
+                response.warnings.push(format!("jouleward ({:?}): {}", terms.policy.mode, spoken.message));
+            }
+        }
+        outcome.reason = shown.first().map_or("Fits", |(_, s)| s.verdict.reason.as_str());
+        let Some(spoken) = worst(enforced.into_iter().map(|(_, spoken)| spoken).collect()) else {
+            if strictest(self.terms) == Some(Mode::Enforce) {
+                response.warnings.push("jouleward: no controller leads; the job is not held, and charged".to_owned());
+            }
+            return;
+        };
+        outcome.reason = spoken.verdict.reason.as_str();
+        self.enforce(&spoken, response, outcome);
+    }
+
+    fn enforce(&self, spoken: &Spoken, response: &mut Response, outcome: &mut Outcome) {
+        match spoken.verdict.decision {
+            Decision::Admit => {}
+            Decision::Hold => {
+                outcome.decision = "held";
+                response.warnings.push(format!("jouleward: held: {}", spoken.message));
+            }
+            Decision::Reject => {
+                outcome.decision = "denied";
+                response.allowed = false;
+                response.status = Some(json!({
+                    "status": "Failure",
+                    "code": 403,
+                    "reason": "CarbonBudgetExceeded",
+                    "message": spoken.message,
+                }));
+            }
+        }
+    }
+}
+
+impl Work {
+    /// An update that comes with a grant is a release: a policy guards who may do that.
+    fn granted_on_update(&self, request: &Request) -> bool {
+        request.operation == "UPDATE" && self.granted
+    }
+}
+
+/// JSON pointer of an annotation.
+pub(super) fn annotation_path(name: &str) -> String {
+    format!("/metadata/annotations/{}", name.replace('~', "~0").replace('/', "~1"))
+}

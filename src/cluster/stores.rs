@@ -1,0 +1,175 @@
+//! Caches of the cluster's objects: one watch each, reduced to what is needed before it is
+//! kept.
+
+use super::objects::{Kind, Lite, Work};
+use super::world::NodeInfo;
+use crate::serve::shutdown::Stop;
+use futures::TryStreamExt;
+use kube::Resource;
+use kube::ResourceExt;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+use tokio::sync::Notify;
+
+/// Objects by `namespace/name`.
+#[derive(Debug)]
+pub(super) struct Cache<V> {
+    map: RwLock<BTreeMap<String, Arc<V>>>,
+    synced: AtomicBool,
+}
+
+impl<V> Default for Cache<V> {
+    fn default() -> Self {
+        Self { map: RwLock::default(), synced: AtomicBool::new(false) }
+    }
+}
+
+impl<V> Cache<V> {
+    pub(super) fn all(&self) -> Vec<Arc<V>> {
+        self.map.read().map(|map| map.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Objects of one namespace.
+    pub(super) fn within(&self, namespace: &str) -> Vec<Arc<V>> {
+        let prefix = format!("{namespace}/");
+        let Ok(map) = self.map.read() else { return Vec::new() };
+        map.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)).map(|(_, v)| v.clone()).collect()
+    }
+
+    pub(super) fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+}
+
+fn key<K: Resource>(object: &K) -> String {
+    format!("{}/{}", object.meta().namespace.as_deref().unwrap_or_default(), object.name_any())
+}
+
+/// Keeps a cache up to date until told to stop; wakes `changed` with every event.
+pub(super) async fn keep<K, V>(
+    api: Api<K>,
+    config: watcher::Config,
+    reduce: impl Fn(K) -> Option<V>,
+    cache: Arc<Cache<V>>,
+    changed: Arc<Notify>,
+    stop: Stop,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone,
+{
+    let events = watch(api, config.page_size(500)).default_backoff();
+    let mut events = std::pin::pin!(events);
+    let mut fresh: BTreeMap<String, Arc<V>> = BTreeMap::new();
+    loop {
+        let event = tokio::select! {
+            () = stop.wait() => return,
+            event = events.try_next() => event,
+        };
+        match event {
+            Ok(Some(Event::Init)) => fresh.clear(),
+            Ok(Some(Event::InitApply(object))) => {
+                let key = key(&object);
+                if let Some(value) = reduce(object) {
+                    fresh.insert(key, Arc::new(value));
+                }
+            }
+            Ok(Some(Event::InitDone)) => {
+                if let Ok(mut map) = cache.map.write() {
+                    *map = std::mem::take(&mut fresh);
+                }
+                cache.synced.store(true, Ordering::Release);
+            }
+            Ok(Some(Event::Apply(object))) => {
+                let key = key(&object);
+                let value = reduce(object);
+                if let Ok(mut map) = cache.map.write() {
+                    match value {
+                        Some(value) => map.insert(key, Arc::new(value)),
+                        None => map.remove(&key),
+                    };
+                }
+            }
+            Ok(Some(Event::Delete(object))) => {
+                if let Ok(mut map) = cache.map.write() {
+                    map.remove(&key(&object));
+                }
+            }
+            Ok(None) => return,
+            Err(error) => tracing::debug!(%error, "watch broke; it comes back"),
+        }
+        changed.notify_one();
+    }
+}
+
+/// Custom resources are kept whole; one that does not parse is left out, and said once an
+/// event, instead of stopping the watch.
+pub(super) fn parsed<K>(guarded: DeserializeGuard<K>) -> Option<K>
+where
+    K: Resource,
+{
+    match guarded.0 {
+        Ok(object) => Some(object),
+        Err(error) => {
+            tracing::warn!(name = error.metadata.name, error = error.error, "an object does not parse and is left out");
+            None
+        }
+    }
+}
+
+/// A GPU pod, and the node it is on.
+#[derive(Debug, Clone)]
+pub(super) struct PodSeen {
+    pub(super) work: Work,
+    pub(super) node: Option<String>,
+}
+
+/// An exporter, by node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ExporterSeen {
+    pub(super) node: String,
+    pub(super) ip: String,
+}
+
+/// Any Job or Pod, through the lean types.
+pub(super) fn lite<K: Serialize>(object: K) -> Option<Lite> {
+    serde_json::from_value(serde_json::to_value(object).ok()?).ok()
+}
+
+pub(super) fn job(object: Job) -> Option<Work> {
+    Work::of(Kind::Job, &lite(object)?)
+}
+
+pub(super) fn pod(object: Pod) -> Option<PodSeen> {
+    let lite = lite(object)?;
+    let node = lite.spec.pod.node_name.clone();
+    Some(PodSeen { work: Work::of(Kind::Pod, &lite)?, node })
+}
+
+pub(super) fn exporter(object: Pod) -> Option<ExporterSeen> {
+    let lite = lite(object)?;
+    Some(ExporterSeen { node: lite.spec.pod.node_name?, ip: lite.status.pod_ip? })
+}
+
+pub(super) fn node(object: kube::core::PartialObjectMeta<k8s_openapi::api::core::v1::Node>) -> Option<NodeInfo> {
+    Some(NodeInfo { name: object.name_any(), labels: object.labels().clone() })
+}
+
+/// Watches of built-in kinds through the lean types.
+pub(super) fn lean<K>(client: &kube::Client) -> (Api<DynamicObject>, ApiResource)
+where
+    K: Resource<DynamicType = ()>,
+{
+    let resource = ApiResource::erase::<K>(&());
+    (Api::all_with(client.clone(), &resource), resource)
+}

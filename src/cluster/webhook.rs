@@ -1,0 +1,253 @@
+//! The webhook: answers reviews from a snapshot that watches keep fresh. It calls nobody
+//! while answering, and it does not matter to it who leads, only that someone does.
+
+use super::review::{Snapshot, Step, answer};
+use super::stores::{self, Cache, keep, parsed};
+use super::verdicts::Terms;
+use super::world::{NodeInfo, Objects};
+use crate::api::{CarbonBudget, DiffusionModel, EnergyLaw, GridZone};
+use crate::clock;
+use crate::contract::{self as c, LEASE, TLS_SECRET};
+use crate::serve::exposition::{Family, Tallies, render};
+use crate::serve::http::{Answer, Call, Server};
+use crate::serve::shutdown::Stop;
+use crate::serve::tls::{Certificate, server_config};
+use arc_swap::ArcSwap;
+use hyper::StatusCode;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Secret};
+use kube::api::Api;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::watcher::Config;
+use kube::{Client, ResourceExt};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+/// What a webhook is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Namespace of Jouleward itself.
+    pub namespace: String,
+    pub listen: SocketAddr,
+    /// Plain HTTP for metrics and health.
+    pub admin_listen: SocketAddr,
+    /// A leader's lease that has not changed for this long is stale.
+    pub lease_duration: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Caches {
+    budgets: Arc<Cache<CarbonBudget>>,
+    laws: Arc<Cache<EnergyLaw>>,
+    models: Arc<Cache<DiffusionModel>>,
+    zones: Arc<Cache<GridZone>>,
+    nodes: Arc<Cache<NodeInfo>>,
+    lease: Arc<Cache<String>>,
+    certificate: Arc<Cache<(Vec<u8>, Vec<u8>)>>,
+}
+
+impl Caches {
+    fn synced(&self) -> bool {
+        self.budgets.is_synced()
+            && self.laws.is_synced()
+            && self.models.is_synced()
+            && self.zones.is_synced()
+            && self.nodes.is_synced()
+            && self.lease.is_synced()
+    }
+}
+
+struct Context {
+    caches: Caches,
+    snapshot: ArcSwap<Snapshot>,
+    /// µs, monotonic: when the snapshot was made.
+    made: AtomicU64,
+    certificate: Arc<Certificate>,
+    tallies: Tallies,
+    changed: Arc<Notify>,
+}
+
+/// Runs until told to stop.
+pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), std::io::Error> {
+    let server = Server::bind(settings.listen).await?;
+    let admin = Server::bind(settings.admin_listen).await?;
+    let context = Arc::new(Context {
+        caches: Caches::default(),
+        snapshot: ArcSwap::from_pointee(Snapshot {
+            oracle: Objects::default().oracle(),
+            budgets: HashMap::new(),
+            leader_stale: true,
+        }),
+        made: AtomicU64::new(0),
+        certificate: Arc::default(),
+        tallies: Tallies::default(),
+        changed: Arc::new(Notify::new()),
+    });
+    tracing::info!(listen = %settings.listen, "webhook starts");
+    let mut tasks = JoinSet::new();
+    watch_all(&mut tasks, &client, &settings, &context, &stop);
+    tasks.spawn(refresh(context.clone(), settings.lease_duration, stop.clone()));
+    let tls = server_config(context.certificate.clone());
+    let reviewed = context.clone();
+    let review = move |call: Call| {
+        let context = reviewed.clone();
+        async move { context.review(&call) }
+    };
+    tasks.spawn(server.run(Some(tls), review, stop.clone()));
+    let shown = context.clone();
+    let show = move |call: Call| {
+        let context = shown.clone();
+        async move { context.show(&call) }
+    };
+    tasks.spawn(admin.run(None, show, stop.clone()));
+    while let Some(ended) = tasks.join_next().await {
+        if !stop.is_stopped() {
+            let why = ended.err().map_or("ended".to_owned(), |error| error.to_string());
+            return Err(std::io::Error::other(format!("a part of the webhook stopped: {why}")));
+        }
+    }
+    Ok(())
+}
+
+fn watch_all(tasks: &mut JoinSet<()>, client: &Client, settings: &Settings, context: &Arc<Context>, stop: &Stop) {
+    let caches = &context.caches;
+    macro_rules! watch {
+        ($api:expr, $config:expr, $reduce:expr, $cache:ident) => {
+            tasks.spawn(keep($api, $config, $reduce, caches.$cache.clone(), context.changed.clone(), stop.clone()))
+        };
+    }
+    let all = Config::default;
+    let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
+    watch!(Api::<DeserializeGuard<CarbonBudget>>::all(client.clone()), all(), parsed, budgets);
+    watch!(Api::<DeserializeGuard<EnergyLaw>>::all(client.clone()), all(), parsed, laws);
+    watch!(Api::<DeserializeGuard<DiffusionModel>>::all(client.clone()), all(), parsed, models);
+    watch!(Api::<DeserializeGuard<GridZone>>::all(client.clone()), all(), parsed, zones);
+    watch!(Api::<PartialObjectMeta<Node>>::all(client.clone()), all(), stores::node, nodes);
+    let leases = Api::<Lease>::namespaced(client.clone(), &settings.namespace);
+    watch!(leases, named(LEASE), held_version, lease);
+    let secrets = Api::<Secret>::namespaced(client.clone(), &settings.namespace);
+    watch!(secrets, named(TLS_SECRET), pair, certificate);
+}
+
+/// The lease's version while someone holds it.
+fn held_version(lease: Lease) -> Option<String> {
+    let holder = lease.spec.as_ref()?.holder_identity.clone().filter(|holder| !holder.is_empty())?;
+    Some(format!("{holder} {}", lease.metadata.resource_version.unwrap_or_default()))
+}
+
+fn pair(secret: Secret) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut data = secret.data?;
+    Some((data.remove("tls.crt")?.0, data.remove("tls.key")?.0))
+}
+
+/// Renews the snapshot when something changed, and the leader's state once a second.
+async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
+    let mut lease: (Option<String>, u64) = (None, 0);
+    let mut served: Option<Arc<(Vec<u8>, Vec<u8>)>> = None;
+    loop {
+        let _ = tokio::time::timeout(Duration::from_millis(500), context.changed.notified()).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if stop.is_stopped() {
+            return;
+        }
+        let now = clock::monotonic_micros();
+        let version = context.caches.lease.all().first().map(|version| version.to_string());
+        if version != lease.0 {
+            lease = (version, now);
+        }
+        let age = Duration::from_micros(now.saturating_sub(lease.1));
+        context.renew(lease.0.is_none() || age > lease_duration, now);
+        let newest = context.caches.certificate.all().first().cloned();
+        if let Some(pair) = newest.filter(|pair| served.as_ref() != Some(pair)) {
+            match context.certificate.set(&pair.0, &pair.1) {
+                Ok(()) => tracing::info!("serves a new certificate"),
+                // The one before stays.
+                Err(error) => tracing::error!(error = %crate::serve::telemetry::chain(&error), "a certificate that cannot be used"),
+            }
+            served = Some(pair);
+        }
+    }
+}
+
+impl Context {
+    fn renew(&self, leader_stale: bool, now: u64) {
+        let objects = Objects {
+            laws: self.caches.laws.all(),
+            models: self.caches.models.all(),
+            zones: self.caches.zones.all(),
+            nodes: self.caches.nodes.all().iter().map(|node| (**node).clone()).collect(),
+        };
+        let mut budgets: HashMap<String, Vec<Terms>> = HashMap::new();
+        for budget in self.caches.budgets.all() {
+            if let (Some(namespace), Some(terms)) = (budget.namespace(), Terms::of(&budget)) {
+                budgets.entry(namespace).or_default().push(terms);
+            }
+        }
+        self.snapshot.store(Arc::new(Snapshot { oracle: objects.oracle(), budgets, leader_stale }));
+        self.made.store(now, Ordering::Release);
+    }
+
+    fn review(&self, call: &Call) -> Answer {
+        let (step, webhook) = match call.path.as_str() {
+            "/mutate" => (Step::Mutate, "mutate"),
+            "/validate" => (Step::Validate, "validate"),
+            _ => return Answer::not_found(),
+        };
+        let began = clock::monotonic_micros();
+        let answered = answer(step, &call.body, &self.snapshot.load(), clock::now());
+        let seconds = clock::monotonic_micros().saturating_sub(began) as f64 / 1e6;
+        self.tallies.observe(&c::REVIEW_SECONDS, vec![("webhook", webhook.to_owned())], seconds);
+        let mut count = |kind: &str, decision: &str| {
+            let labels = vec![
+                ("webhook", webhook.to_owned()),
+                ("kind", kind.to_owned()),
+                ("decision", decision.to_owned()),
+            ];
+            self.tallies.count(&c::REVIEWS, labels);
+        };
+        match answered {
+            Ok((body, outcome)) => {
+                count(&outcome.kind, outcome.decision);
+                if step == Step::Validate {
+                    let labels = vec![("namespace", outcome.namespace), ("reason", outcome.reason.to_owned())];
+                    self.tallies.count(&c::VERDICTS, labels);
+                }
+                Answer::json(body)
+            }
+            Err(error) => {
+                count("unknown", "error");
+                Answer::text(StatusCode::BAD_REQUEST, format!("not an AdmissionReview: {error}\n"))
+            }
+        }
+    }
+
+    fn show(&self, call: &Call) -> Answer {
+        match call.path.as_str() {
+            "/metrics" => {
+                let mut age = Family::new(c::SNAPSHOT_AGE);
+                let made = self.made.load(Ordering::Acquire);
+                age.add(Vec::new(), clock::monotonic_micros().saturating_sub(made) as f64 / 1e6);
+                let mut stale = Family::new(c::LEADER_STALE);
+                stale.add(Vec::new(), f64::from(u8::from(self.snapshot.load().leader_stale)));
+                let mut families = vec![age, stale];
+                families.extend(self.tallies.families(c::WEBHOOK_METRICS));
+                let (body, content_type) = render(families, call.accept.as_deref());
+                Answer { status: StatusCode::OK, content_type, body: body.into_bytes() }
+            }
+            "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
+            "/readyz" if self.caches.synced() && self.certificate.is_set() => Answer::text(StatusCode::OK, "ok\n"),
+            "/readyz" => {
+                let caches = if self.caches.synced() { "ok" } else { "not synced" };
+                let certificate = if self.certificate.is_set() { "ok" } else { "none yet" };
+                let text = format!("caches: {caches}\ncertificate: {certificate}\n");
+                Answer::text(StatusCode::SERVICE_UNAVAILABLE, text)
+            }
+            _ => Answer::not_found(),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What predictions are made from, gathered from the cluster's objects. Pure functions of
+//! the objects: webhook and controller build the same oracle.
+
+use crate::api::{DiffusionModel, EnergyLaw, GridZone, GridZoneSpec, InvalidSpec, site_of};
+use crate::budget::{Oracle, Site};
+use crate::carbon::{Intensity, Place, Pue, embedded};
+use crate::contract::PRODUCT_LABEL;
+use crate::law::{Catalogue, Gpu, Law};
+use kube::ResourceExt;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A node, by name and labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NodeInfo {
+    pub(super) name: String,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// Objects that predictions rest on.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    pub(super) laws: Vec<Arc<EnergyLaw>>,
+    pub(super) models: Vec<Arc<DiffusionModel>>,
+    pub(super) zones: Vec<Arc<GridZone>>,
+    pub(super) nodes: Vec<NodeInfo>,
+}
+
+impl Objects {
+    /// The oracle; objects that make no sense are left out here and reported elsewhere.
+    pub(super) fn oracle(&self) -> Oracle {
+        Oracle {
+            catalogue: self.catalogue(),
+            laws: self.laws.iter().filter_map(|law| Some((gpu_of(law)?, law_of(law)))).collect(),
+            sites: self.sites(),
+            fallback: self.fallback(),
+        }
+    }
+
+    pub(super) fn catalogue(&self) -> Catalogue {
+        let mut catalogue = Catalogue::built_in();
+        for model in &self.models {
+            let _ = model.spec.add_to(&model.name_any(), &mut catalogue);
+        }
+        catalogue
+    }
+
+    pub(super) fn zones(&self) -> Vec<(String, GridZoneSpec)> {
+        self.zones.iter().map(|zone| (zone.name_any(), zone.spec.clone())).collect()
+    }
+
+    /// GPU products of the cluster, each with the grids it stands under.
+    fn sites(&self) -> Vec<Site> {
+        let zones = self.zones();
+        let mut sites: Vec<Site> = Vec::new();
+        for node in &self.nodes {
+            let Some(gpu) = node.labels.get(PRODUCT_LABEL).and_then(|name| Gpu::parse(name)) else { continue };
+            let (intensity, pue) = self.grid(&zones, &node.labels);
+            let site = Site { gpu, intensity, pue };
+            if !sites.contains(&site) {
+                sites.push(site);
+            }
+        }
+        sites
+    }
+
+    /// The grid a node stands under.
+    fn grid(&self, zones: &[(String, GridZoneSpec)], labels: &BTreeMap<String, String>) -> (Intensity, Pue) {
+        site_of(zones, labels)
+            .and_then(|name| zones.iter().find(|(zone, _)| zone == name))
+            .and_then(|(name, zone)| zone.resolve(name).ok())
+            .unwrap_or_else(world)
+    }
+
+    fn fallback(&self) -> (Intensity, Pue) {
+        self.grid(&self.zones(), &BTreeMap::new())
+    }
+}
+
+/// The world's mean: always there.
+fn world() -> (Intensity, Pue) {
+    embedded(&Place::World).unwrap_or_else(|_| unreachable!("the world's mean is a constant"))
+}
+
+/// The product of a law object.
+pub(super) fn gpu_of(law: &EnergyLaw) -> Option<Gpu> {
+    Gpu::parse(&law.spec.gpu)
+}
+
+/// The law as it stands: its saved state where that is of the asked form, else the prior.
+pub(super) fn law_of(law: &EnergyLaw) -> Law {
+    let gpu = gpu_of(law).unwrap_or_else(Gpu::unmeasured);
+    let saved = law.status.as_ref().map(|status| status.state.as_str()).filter(|state| !state.is_empty());
+    saved
+        .and_then(|state| Law::load(state).ok())
+        .filter(|saved| saved.form == law.spec.form && saved.gpu == gpu)
+        .unwrap_or_else(|| Law::prior(law.spec.form, &gpu))
+}
+
+/// Why a law's saved state cannot be used, if it cannot.
+pub(super) fn law_problem(law: &EnergyLaw) -> Option<InvalidSpec> {
+    if gpu_of(law).is_none() {
+        return Some(InvalidSpec { field: "spec.gpu", problem: "names no product".to_owned() });
+    }
+    let state = law.status.as_ref().map(|status| status.state.as_str()).filter(|state| !state.is_empty())?;
+    Law::load(state).err().map(|error| InvalidSpec {
+        field: "status.state",
+        problem: format!("{error}; the law starts anew from its prior"),
+    })
+}
