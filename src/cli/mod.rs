@@ -1,10 +1,13 @@
 //! The command line: one file a subcommand. Errors are printed once, here.
 #![expect(clippy::print_stdout, reason = "a command line prints")]
 
+mod cluster_commands;
+mod crds;
 mod exporter;
 mod fit;
 mod output;
 mod predict;
+mod reference;
 
 use crate::serve::shutdown;
 use crate::serve::telemetry;
@@ -33,6 +36,13 @@ enum Command {
     Predict(predict::Predict),
     Fit(fit::Fit),
     Exporter(exporter::Exporter),
+    Controller(cluster_commands::Controller),
+    Webhook(cluster_commands::Webhook),
+    Release(cluster_commands::Release),
+    Uninstall(cluster_commands::Uninstall),
+    Crds(crds::Crds),
+    #[command(hide = true)]
+    Reference(reference::Reference),
 }
 
 /// Wrong input, as against something that failed: exit code 2.
@@ -49,7 +59,13 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Predict(command) => command.run(),
         Command::Fit(command) => command.run(),
+        Command::Crds(command) => command.run(),
+        Command::Reference(command) => command.run(),
         Command::Exporter(command) => serve(|stop| command.run(stop)),
+        Command::Controller(command) => serve(|stop| command.run(stop)),
+        Command::Webhook(command) => serve(|stop| command.run(stop)),
+        Command::Release(command) => serve(|_| command.run()),
+        Command::Uninstall(command) => serve(|_| command.run()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,3 +24,5 @@ mod world;
 pub use lift::{Lifted, release, uninstall};
 pub use objects::{Kind, Lite, Work};
 pub use review::{Outcome, Snapshot, answer};
+#[cfg(debug_assertions)]
+pub use crash::arm as arm_crash_point;

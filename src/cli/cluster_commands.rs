@@ -1,0 +1,197 @@
+//! `jouleward controller`, `webhook`, `release`, `uninstall`.
+
+use super::WrongInput;
+use super::output::{Format, columns, print};
+use crate::cluster::controller::{self, Settings};
+use crate::cluster::{Lifted, lease, webhook};
+use crate::contract::{CONTROLLER_PORT, WEBHOOK_ADMIN_PORT, WEBHOOK_PORT};
+use crate::serve::shutdown::Stop;
+use anyhow::Context;
+use clap::Args;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// Keeps the ledger, releases held jobs, learns; of several replicas one leads.
+#[derive(Debug, Args)]
+#[command(after_help = "Endpoints: /metrics, /healthz, /readyz")]
+pub(super) struct Controller {
+    /// Namespace of Jouleward itself.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "jouleward-system")]
+    namespace: String,
+    /// Name of this replica in the leader's lease.
+    #[arg(long, env = "POD_NAME", default_value = "jouleward-controller")]
+    identity: String,
+    /// Address of metrics and health.
+    #[arg(long, default_value_t = SocketAddr::new(ANY, CONTROLLER_PORT))]
+    listen: SocketAddr,
+    /// Host name or address that the webhook's certificate is for; may be repeated.
+    #[arg(long, required = true)]
+    webhook_host: Vec<String>,
+    #[command(flatten)]
+    lease: LeaseFlags,
+    #[cfg(debug_assertions)]
+    #[arg(long, hide = true)]
+    ignore_lease: bool,
+    #[cfg(debug_assertions)]
+    #[arg(long, hide = true, env = "JOULEWARD_CRASH_POINT")]
+    crash_point: Option<String>,
+}
+
+/// How the leader's lease is kept.
+#[derive(Debug, Args)]
+struct LeaseFlags {
+    /// Seconds after which a lease that stood still may be taken over.
+    #[arg(long, default_value_t = 6)]
+    lease_duration_seconds: u64,
+    /// Seconds after which a leader that could not renew steps down.
+    #[arg(long, default_value_t = 4)]
+    lease_renew_deadline_seconds: u64,
+    /// Seconds between looks at the lease.
+    #[arg(long, default_value_t = 1)]
+    lease_retry_seconds: u64,
+}
+
+impl LeaseFlags {
+    fn terms(&self) -> Result<lease::Terms, WrongInput> {
+        let (duration, deadline, retry) =
+            (self.lease_duration_seconds, self.lease_renew_deadline_seconds, self.lease_retry_seconds);
+        if retry == 0 || deadline <= retry || duration <= deadline {
+            return Err(WrongInput(format!(
+                "--lease-retry-seconds {retry}, --lease-renew-deadline-seconds {deadline} and \
+                 --lease-duration-seconds {duration} must rise in this order, for example 1, 4, 6"
+            )));
+        }
+        Ok(lease::Terms {
+            duration: Duration::from_secs(duration),
+            renew_deadline: Duration::from_secs(deadline),
+            retry: Duration::from_secs(retry),
+        })
+    }
+}
+
+impl Controller {
+    pub(super) async fn run(self, stop: Stop) -> anyhow::Result<()> {
+        #[cfg(debug_assertions)]
+        if let Some(point) = self.crash_point {
+            crate::cluster::arm_crash_point(point);
+        }
+        #[cfg(debug_assertions)]
+        let ignore_lease = self.ignore_lease;
+        #[cfg(not(debug_assertions))]
+        let ignore_lease = false;
+        let settings = Settings {
+            lease: self.lease.terms()?,
+            namespace: self.namespace,
+            identity: self.identity,
+            listen: self.listen,
+            ignore_lease,
+            webhook_hosts: self.webhook_host,
+        };
+        let listen = settings.listen;
+        controller::run(client().await?, settings, stop)
+            .await
+            .with_context(|| format!("the controller on {listen} ended"))
+    }
+}
+
+/// Predicts, holds and refuses at admission.
+#[derive(Debug, Args)]
+#[command(after_help = "Endpoints: /mutate and /validate over TLS; /metrics, /healthz, /readyz on the admin address")]
+pub(super) struct Webhook {
+    /// Namespace of Jouleward itself.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "jouleward-system")]
+    namespace: String,
+    /// Address of the admission endpoints.
+    #[arg(long, default_value_t = SocketAddr::new(ANY, WEBHOOK_PORT))]
+    listen: SocketAddr,
+    /// Address of metrics and health.
+    #[arg(long, default_value_t = SocketAddr::new(ANY, WEBHOOK_ADMIN_PORT))]
+    admin_listen: SocketAddr,
+    /// Seconds after which a leader's lease that stood still is stale.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    lease_duration_seconds: u64,
+}
+
+impl Webhook {
+    pub(super) async fn run(self, stop: Stop) -> anyhow::Result<()> {
+        let settings = webhook::Settings {
+            namespace: self.namespace,
+            listen: self.listen,
+            admin_listen: self.admin_listen,
+            lease_duration: Duration::from_secs(self.lease_duration_seconds),
+        };
+        let listen = settings.listen;
+        webhook::run(client().await?, settings, stop)
+            .await
+            .with_context(|| format!("the webhook on {listen} ended"))
+    }
+}
+
+/// Lifts Jouleward's holds by hand: jobs start without a grant and are charged.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  jouleward release --namespace team-a --name images
+  jouleward release --all-namespaces
+Without this program:
+  kubectl annotate job NAME jouleward.dev/hold- && kubectl patch job NAME --type=merge -p '{\"spec\":{\"suspend\":false}}'")]
+pub(super) struct Release {
+    /// Namespace to release in.
+    #[arg(short, long, required_unless_present = "all_namespaces")]
+    namespace: Option<String>,
+    /// Only this job or pod.
+    #[arg(long, requires = "namespace")]
+    name: Option<String>,
+    /// Every namespace.
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+impl Release {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let client = client().await?;
+        let lifted = crate::cluster::release(&client, self.namespace.as_deref(), self.name.as_deref())
+            .await
+            .context("the cluster could not be asked for held jobs")?;
+        report(self.output, &lifted)
+    }
+}
+
+/// Lifts every hold and takes the webhooks away; run before the chart is removed.
+#[derive(Debug, Args)]
+pub(super) struct Uninstall {
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+impl Uninstall {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let client = client().await?;
+        let lifted = crate::cluster::uninstall(&client).await.context("the uninstall did not finish; run it again")?;
+        report(self.output, &lifted)
+    }
+}
+
+async fn client() -> anyhow::Result<kube::Client> {
+    kube::Client::try_default()
+        .await
+        .context("no cluster: set KUBECONFIG, or run inside one with a service account")
+}
+
+fn report(format: Format, lifted: &Lifted) -> anyhow::Result<()> {
+    print(format, lifted, |lifted| {
+        let line = |what: &str| {
+            let what = what.to_owned();
+            move |text: &String| vec![what.clone(), text.clone()]
+        };
+        let mut rows: Vec<Vec<String>> = lifted.removed.iter().map(line("removed")).collect();
+        rows.extend(lifted.released.iter().map(line("released")));
+        rows.extend(lifted.failed.iter().map(line("FAILED")));
+        if rows.is_empty() { "nothing of ours is held\n".to_owned() } else { columns(&rows) }
+    })?;
+    anyhow::ensure!(lifted.failed.is_empty(), "{} holds could not be lifted", lifted.failed.len());
+    Ok(())
+}
