@@ -1,0 +1,177 @@
+//! Namespaces, budgets and jobs, as authors and platform teams write them.
+
+use crate::eventually;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// What a generation job asks for.
+#[derive(Debug, Clone)]
+pub struct Generate {
+    pub model: &'static str,
+    pub size: u32,
+    pub steps: u32,
+    pub images: u32,
+}
+
+impl Generate {
+    pub const SMALL: Self = Self { model: "sd1.5", size: 512, steps: 20, images: 2 };
+
+    /// A Job that generates.
+    pub fn job(&self, name: &str) -> Value {
+        json!({
+            "apiVersion": "batch/v1", "kind": "Job",
+            "metadata": { "name": name, "annotations": {
+                "jouleward.dev/model": self.model,
+                "jouleward.dev/width": self.size.to_string(),
+                "jouleward.dev/height": self.size.to_string(),
+                "jouleward.dev/num-inference-steps": self.steps.to_string(),
+                "jouleward.dev/num-images": self.images.to_string(),
+            } },
+            "spec": { "backoffLimit": 0, "template": {
+                "metadata": { "annotations": self.template() },
+                "spec": { "restartPolicy": "Never", "containers": [container()] },
+            } },
+        })
+    }
+
+    /// The simulated node reads a pod's own annotations.
+    fn template(&self) -> Value {
+        json!({
+            "jouleward.dev/model": self.model,
+            "jouleward.dev/width": self.size.to_string(),
+            "jouleward.dev/height": self.size.to_string(),
+            "jouleward.dev/num-inference-steps": self.steps.to_string(),
+            "jouleward.dev/num-images": self.images.to_string(),
+        })
+    }
+
+    /// A bare pod that generates.
+    pub fn pod(&self, name: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "annotations": self.template() },
+            "spec": { "restartPolicy": "Never", "containers": [container()] },
+        })
+    }
+}
+
+fn container() -> Value {
+    json!({
+        "name": "generate", "image": "example.org/diffusers:1",
+        "resources": { "limits": { "nvidia.com/gpu": "1" } },
+    })
+}
+
+/// A job without a GPU.
+pub fn plain_job(name: &str) -> Value {
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name },
+        "spec": { "template": { "spec": { "restartPolicy": "Never",
+            "containers": [{ "name": "work", "image": "example.org/work:1" }] } } },
+    })
+}
+
+/// An API of one of our own kinds.
+pub fn ours(client: &Client, namespace: Option<&str>, kind: &str, plural: &str) -> Api<DynamicObject> {
+    let gvk = GroupVersionKind::gvk("jouleward.dev", "v1alpha1", kind);
+    let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    }
+}
+
+pub fn budgets(client: &Client, namespace: &str) -> Api<DynamicObject> {
+    ours(client, Some(namespace), "CarbonBudget", "carbonbudgets")
+}
+
+pub fn reservations(client: &Client, namespace: &str) -> Api<DynamicObject> {
+    ours(client, Some(namespace), "CarbonReservation", "carbonreservations")
+}
+
+pub fn laws(client: &Client) -> Api<DynamicObject> {
+    ours(client, None, "EnergyLaw", "energylaws")
+}
+
+pub fn jobs(client: &Client, namespace: &str) -> Api<Job> {
+    Api::namespaced(client.clone(), namespace)
+}
+
+/// A namespace that can be worked in.
+pub async fn namespace(client: &Client, name: &str) -> anyhow::Result<()> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let namespace = serde_json::from_value(json!({ "metadata": { "name": name } }))?;
+    api.create(&PostParams::default(), &namespace).await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
+    eventually("the namespace's default account", Duration::from_secs(30), || async {
+        Ok(accounts.get_opt("default").await?.map(|_| ()))
+    })
+    .await
+}
+
+/// Creates a budget, and waits until the controller keeps it and its namespace is
+/// labelled with the mode.
+pub async fn budget(client: &Client, namespace: &str, name: &str, spec: Value) -> anyhow::Result<()> {
+    let object: DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "jouleward.dev/v1alpha1", "kind": "CarbonBudget",
+        "metadata": { "name": name }, "spec": spec,
+    }))?;
+    budgets(client, namespace).create(&PostParams::default(), &object).await?;
+    kept(client, namespace, name).await
+}
+
+/// Waits until the controller has taken in a budget's present spec.
+pub async fn kept(client: &Client, namespace: &str, name: &str) -> anyhow::Result<()> {
+    eventually(&format!("budget {namespace}/{name} is kept"), Duration::from_secs(30), || async {
+        let budget = budgets(client, namespace).get(name).await?;
+        let mode = budget.data["spec"]["mode"].as_str().unwrap_or("Audit").to_lowercase();
+        let kept = budget.data["status"]["observedGeneration"].as_i64() == budget.metadata.generation;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let labelled = namespaces.get(namespace).await?.labels().get("jouleward.dev/mode") == Some(&mode);
+        Ok((kept && labelled).then_some(()))
+    })
+    .await?;
+    // The webhook's own watch, a moment behind.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    Ok(())
+}
+
+pub async fn create_job(client: &Client, namespace: &str, job: &Value) -> Result<Job, kube::Error> {
+    let job = serde_json::from_value(job.clone()).map_err(kube::Error::SerdeError)?;
+    jobs(client, namespace).create(&PostParams::default(), &job).await
+}
+
+/// The reservation of a workload by UID, once it is there.
+pub async fn reservation_of(client: &Client, namespace: &str, uid: &str) -> anyhow::Result<Option<DynamicObject>> {
+    let list = reservations(client, namespace).list(&ListParams::default()).await?;
+    Ok(list.into_iter().find(|r| r.data["spec"]["workload"]["uid"] == uid))
+}
+
+/// Waits until a workload's reservation is settled.
+pub async fn settled(client: &Client, namespace: &str, uid: &str) -> anyhow::Result<DynamicObject> {
+    eventually(&format!("the reservation of {uid} is settled"), Duration::from_secs(60), || async {
+        let reservation = reservation_of(client, namespace, uid).await?;
+        Ok(reservation.filter(|r| r.data["status"]["settled"] == true))
+    })
+    .await
+}
+
+pub async fn wait_for_crds(client: &Client) -> anyhow::Result<()> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for plural in ["carbonbudgets", "carbonreservations", "energylaws", "diffusionmodels", "gridzones"] {
+        let name = format!("{plural}.jouleward.dev");
+        eventually(&format!("{name} is established"), Duration::from_secs(30), || async {
+            let crd = api.get(&name).await?;
+            let conditions = crd.status.and_then(|status| status.conditions).unwrap_or_default();
+            let established = conditions.iter().any(|c| c.type_ == "Established" && c.status == "True");
+            Ok(established.then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
