@@ -1,19 +1,16 @@
 //! One control plane and one Jouleward for all tests, namespaces apart.
 
 use harness::{NodeOptions, Process, Stack};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 use tokio::runtime::Runtime;
 
 pub(crate) struct Shared {
     pub(crate) stack: Stack,
-    /// Tests that stop a part of Jouleward take this for writing, all others for reading.
     pub(crate) controller: Mutex<Option<Process>>,
     pub(crate) webhook: Mutex<Option<Process>>,
-    _folder: Folder,
+    /// Tests that stop a part of Jouleward take this for writing, all others for reading.
+    quiet: RwLock<()>,
 }
-
-/// Removed at the end of the run that made it, if it ended well.
-struct Folder;
 
 pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -21,21 +18,32 @@ pub(crate) fn runtime() -> &'static Runtime {
 }
 
 /// The shared stack, started by whoever asks first.
-pub(crate) fn shared() -> &'static Shared {
+fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
-    SHARED.get_or_init(|| runtime().block_on(start()).expect("the stack starts"))
+    SHARED.get_or_init(|| match runtime().block_on(start()) {
+        Ok(shared) => shared,
+        Err(error) => panic!("the stack does not start: {error:#}"),
+    })
 }
 
 async fn start() -> anyhow::Result<Shared> {
     let folder = harness::target().join("it").join(std::process::id().to_string());
     std::fs::create_dir_all(&folder)?;
-    eprintln!("it: starting the control plane in {}", folder.display());
+    eprintln!("it: starting the control plane; logs in {}", folder.join("logs").display());
     let mut stack = Stack::start(&folder).await?;
     let controller = stack.controller(0, &[], &[])?;
     let webhook = stack.webhook()?;
     for name in ["gpu-a", "gpu-b"] {
         stack.add_node(name, &NodeOptions { gpus: 4, ..NodeOptions::default() }).await?;
     }
+    // The H100's prior lies as far below the A100's; this keeps the truth 25 % above it.
+    let h100 = NodeOptions {
+        product: "NVIDIA H100 80GB HBM3".to_owned(),
+        gpus: 4,
+        burn: 0.9,
+        ..NodeOptions::default()
+    };
+    stack.add_node("gpu-h", &h100).await?;
     stack.ready(10, 9403).await?;
     stack.ready(20, 9404).await?;
     eprintln!("it: the stack is up");
@@ -43,17 +51,72 @@ async fn start() -> anyhow::Result<Shared> {
         stack,
         controller: Mutex::new(Some(controller)),
         webhook: Mutex::new(Some(webhook)),
-        _folder: Folder,
+        quiet: RwLock::new(()),
     })
 }
 
-/// Runs a test on the shared runtime and stack.
+/// Runs a test beside others.
 pub(crate) fn on_plane<F>(test: impl FnOnce(&'static Shared) -> F)
 where
     F: Future<Output = anyhow::Result<()>>,
 {
     let shared = shared();
-    if let Err(error) = runtime().block_on(test(shared)) {
+    let _beside = shared.quiet.read().unwrap_or_else(PoisonError::into_inner);
+    finish(runtime().block_on(test(shared)));
+}
+
+/// Runs a test that stops parts of Jouleward: alone, and puts them back whatever happens.
+pub(crate) fn alone<F>(test: impl FnOnce(&'static Shared) -> F)
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let shared = shared();
+    let _alone = shared.quiet.write().unwrap_or_else(PoisonError::into_inner);
+    let result = runtime().block_on(test(shared));
+    let restored = runtime().block_on(shared.restore());
+    finish(result);
+    finish(restored);
+}
+
+fn finish(result: anyhow::Result<()>) {
+    if let Err(error) = result {
         panic!("{error:#}");
+    }
+}
+
+impl Shared {
+    pub(crate) fn stop_controller(&self) {
+        *self.controller.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(crate) fn stop_webhook(&self) {
+        *self.webhook.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Starts what is not running, and waits until it is ready.
+    pub(crate) async fn restore(&self) -> anyhow::Result<()> {
+        {
+            let mut controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);
+            if !controller.as_mut().is_some_and(Process::is_running) {
+                *controller = Some(self.stack.controller(0, &[], &[])?);
+            }
+            let mut webhook = self.webhook.lock().unwrap_or_else(PoisonError::into_inner);
+            if !webhook.as_mut().is_some_and(Process::is_running) {
+                *webhook = Some(self.stack.webhook()?);
+            }
+        }
+        self.stack.ready(10, 9403).await?;
+        self.stack.ready(20, 9404).await?;
+        self.leader().await
+    }
+
+    /// Waits until someone leads and the webhook knows it.
+    pub(crate) async fn leader(&self) -> anyhow::Result<()> {
+        let webhook = format!("{}:9404", self.stack.address(20));
+        harness::eventually("a leader", std::time::Duration::from_secs(30), || async {
+            let (_, text) = harness::stack::get(&webhook, "/metrics", "text/plain").await?;
+            Ok(text.contains("jouleward_leader_stale 0").then_some(()))
+        })
+        .await
     }
 }

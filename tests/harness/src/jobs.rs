@@ -9,6 +9,9 @@ use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use std::time::Duration;
 
+pub const A100: &str = "NVIDIA-A100-SXM4-40GB";
+pub const H100: &str = "NVIDIA-H100-80GB-HBM3";
+
 /// What a generation job asks for.
 #[derive(Debug, Clone)]
 pub struct Generate {
@@ -21,8 +24,18 @@ pub struct Generate {
 impl Generate {
     pub const SMALL: Self = Self { model: "sd1.5", size: 512, steps: 20, images: 2 };
 
-    /// A Job that generates.
+    /// A Job that generates, on an A100.
     pub fn job(&self, name: &str) -> Value {
+        self.job_on(name, &json!({ "nvidia.com/gpu.product": A100 }))
+    }
+
+    /// A Job whose pod finds no node: it holds its place in the budget and burns nothing.
+    pub fn placeholder(&self, name: &str) -> Value {
+        self.job_on(name, &json!({ "nvidia.com/gpu.product": A100, "no-such": "node" }))
+    }
+
+    /// A Job for nodes with some labels.
+    pub fn job_on(&self, name: &str, node_selector: &Value) -> Value {
         json!({
             "apiVersion": "batch/v1", "kind": "Job",
             "metadata": { "name": name, "annotations": {
@@ -34,7 +47,7 @@ impl Generate {
             } },
             "spec": { "backoffLimit": 0, "template": {
                 "metadata": { "annotations": self.template() },
-                "spec": { "restartPolicy": "Never", "containers": [container()] },
+                "spec": { "restartPolicy": "Never", "nodeSelector": node_selector, "containers": [container()] },
             } },
         })
     }
@@ -55,7 +68,10 @@ impl Generate {
         json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": { "name": name, "annotations": self.template() },
-            "spec": { "restartPolicy": "Never", "containers": [container()] },
+            "spec": {
+                "restartPolicy": "Never", "nodeSelector": { "nvidia.com/gpu.product": A100 },
+                "containers": [container()],
+            },
         })
     }
 }
@@ -144,6 +160,49 @@ pub async fn kept(client: &Client, namespace: &str, name: &str) -> anyhow::Resul
 pub async fn create_job(client: &Client, namespace: &str, job: &Value) -> Result<Job, kube::Error> {
     let job = serde_json::from_value(job.clone()).map_err(kube::Error::SerdeError)?;
     jobs(client, namespace).create(&PostParams::default(), &job).await
+}
+
+/// Waits until a job is no longer suspended.
+pub async fn released(client: &Client, namespace: &str, name: &str) -> anyhow::Result<Job> {
+    eventually(&format!("job {namespace}/{name} is released"), Duration::from_secs(30), || async {
+        let job = jobs(client, namespace).get(name).await?;
+        Ok((!is_suspended(&job)).then_some(job))
+    })
+    .await
+}
+
+pub fn is_suspended(job: &Job) -> bool {
+    job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true)
+}
+
+pub fn is_held(job: &Job) -> bool {
+    is_suspended(job) && job.annotations().contains_key("jouleward.dev/hold")
+}
+
+/// Merges a patch into a budget's spec and waits until it is kept.
+pub async fn amend(client: &Client, namespace: &str, name: &str, spec: Value) -> anyhow::Result<()> {
+    let patch = kube::api::Patch::Merge(json!({ "spec": spec }));
+    budgets(client, namespace).patch(name, &kube::api::PatchParams::default(), &patch).await?;
+    kept(client, namespace, name).await
+}
+
+/// What a job of this kind reserves now, in milligrams: asked of a budget that has room.
+pub async fn price(client: &Client, namespace: &str, ask: &Generate) -> anyhow::Result<i64> {
+    let job = create_job(client, namespace, &ask.placeholder("price")).await?;
+    let uid = job.uid().unwrap_or_default();
+    let reservation = eventually("a price", Duration::from_secs(10), || async {
+        reservation_of(client, namespace, &uid).await
+    })
+    .await?;
+    remove_job(client, namespace, "price").await?;
+    settled(client, namespace, &uid).await?;
+    Ok(reservation.data["spec"]["reservedMilligrams"].as_i64().unwrap_or(0))
+}
+
+/// Deletes a job and its pods.
+pub async fn remove_job(client: &Client, namespace: &str, name: &str) -> anyhow::Result<()> {
+    jobs(client, namespace).delete(name, &kube::api::DeleteParams::background()).await?;
+    Ok(())
 }
 
 /// The reservation of a workload by UID, once it is there.
