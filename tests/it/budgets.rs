@@ -29,14 +29,14 @@ async fn status(shared: &Shared, namespace: &str) -> anyhow::Result<Value> {
 #[test]
 fn a_job_over_budget_is_refused_with_numbers_and_a_dry_run_says_the_same_and_changes_nothing() {
     on_plane(|shared| async move {
-        namespace(shared, "refused", json!({ "limit": "20mg", "mode": "Enforce", "onExceed": "Reject" })).await?;
+        namespace(shared, "refused", json!({ "limit": "100mg", "mode": "Enforce", "onExceed": "Reject" })).await?;
         let before = status(shared, "refused").await?;
-        let dry = create(shared, "refused", &Generate::SMALL.job("too-much"), &["--dry-run=server"])?;
-        let real = create(shared, "refused", &Generate::SMALL.job("too-much"), &[])?;
+        let dry = create(shared, "refused", &Generate::BIG.job("too-much"), &["--dry-run=server"])?;
+        let real = create(shared, "refused", &Generate::BIG.job("too-much"), &[])?;
         for said in [&dry, &real] {
             ensure!(!said.ok, "it is refused: {said:?}");
             for part in
-                ["budget refused/images: needs ", "CO2e (p90), 20 mg of 20 mg left until ", "law ±", "400 g/kWh", "Fits: "]
+                ["budget refused/images: needs ", "CO2e (p90), 100 mg of 100 mg left until ", "law ±", "400 g/kWh", "Fits: "]
             {
                 ensure!(said.err.contains(part), "{part:?} is missing in {}", said.err);
             }
@@ -54,7 +54,7 @@ fn a_deferred_job_waits_until_the_budget_has_room() {
         let client = &shared.stack.client;
         namespace(shared, "deferred", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
         let price = jobs::price(client, "deferred", &Generate::SMALL).await?;
-        jobs::amend(client, "deferred", "images", json!({ "limit": format!("{}mg", price * 3 / 2) })).await?;
+        jobs::amend(client, "deferred", "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
         jobs::create_job(client, "deferred", &Generate::SMALL.placeholder("first")).await?;
         jobs::released(client, "deferred", "first").await?;
         let second = create(shared, "deferred", &Generate::SMALL.job("second"), &[])?;
@@ -98,23 +98,22 @@ fn under_audit_and_warn_nothing_is_delayed_and_everything_is_recorded() {
 fn leaving_enforce_lifts_every_hold_of_ours_and_none_of_the_authors() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
-        for (name, leave) in [("leave-mode", "mode"), ("leave-budget", "budget")] {
+        for name in ["leave-mode", "leave-budget"] {
             namespace(shared, name, json!({ "limit": "1kg", "mode": "Enforce" })).await?;
-            jobs::create_job(client, name, &Generate::SMALL.placeholder("filler")).await?;
+            let price = jobs::price(client, name, &Generate::BIG).await?;
+            jobs::amend(client, name, "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
+            jobs::create_job(client, name, &Generate::BIG.placeholder("filler")).await?;
             jobs::released(client, name, "filler").await?;
-            jobs::amend(client, name, "images", json!({ "limit": "1g" })).await?;
-            let mut suspended = Generate::SMALL.placeholder("authors-own");
+            let mut suspended = Generate::BIG.placeholder("authors-own");
             suspended["spec"]["suspend"] = json!(true);
             jobs::create_job(client, name, &suspended).await?;
-            let big = Generate { images: 10, ..Generate::SMALL };
-            jobs::create_job(client, name, &big.placeholder("ours")).await?;
-            jobs::amend(client, name, "images", json!({ "limit": "5mg" })).await?;
-            ensure!(jobs::is_held(&jobs::jobs(client, name).get("ours").await?) || true);
-            match leave {
-                "mode" => jobs::amend(client, name, "images", json!({ "mode": "Audit" })).await?,
-                _ => {
-                    jobs::budgets(client, name).delete("images", &DeleteParams::default()).await?;
-                }
+            jobs::create_job(client, name, &Generate::BIG.placeholder("ours")).await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            ensure!(jobs::is_held(&jobs::jobs(client, name).get("ours").await?), "it is held");
+            if name == "leave-mode" {
+                jobs::amend(client, name, "images", json!({ "mode": "Audit" })).await?;
+            } else {
+                jobs::budgets(client, name).delete("images", &DeleteParams::default()).await?;
             }
             jobs::released(client, name, "ours").await?;
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -148,7 +147,7 @@ fn a_namespace_with_held_jobs_can_be_deleted() {
         let client = &shared.stack.client;
         namespace(shared, "deleted", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
         let price = jobs::price(client, "deleted", &Generate::SMALL).await?;
-        jobs::amend(client, "deleted", "images", json!({ "limit": format!("{}mg", price * 3 / 2) })).await?;
+        jobs::amend(client, "deleted", "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
         for name in ["first", "second"] {
             jobs::create_job(client, "deleted", &Generate::SMALL.placeholder(name)).await?;
         }
@@ -191,12 +190,12 @@ fn after_the_longest_delay_a_job_is_refused_or_run_and_a_smaller_question_is_ans
         for (name, at_deadline) in [("late-refused", "Reject"), ("late-run", "Run")] {
             let spec = json!({ "limit": "1kg", "mode": "Enforce", "atDeadline": at_deadline });
             namespace(shared, name, spec).await?;
-            let price = jobs::price(client, name, &Generate::SMALL).await?;
-            let short = json!({ "limit": format!("{}mg", price * 3 / 2), "longestDelaySeconds": 2 });
+            let price = jobs::price(client, name, &Generate::BIG).await?;
+            let short = json!({ "limit": format!("{}mg", price * 5 / 4), "longestDelaySeconds": 2 });
             jobs::amend(client, name, "images", short).await?;
-            jobs::create_job(client, name, &Generate::SMALL.placeholder("first")).await?;
+            jobs::create_job(client, name, &Generate::BIG.placeholder("first")).await?;
             jobs::released(client, name, "first").await?;
-            jobs::create_job(client, name, &Generate::SMALL.job("second")).await?;
+            jobs::create_job(client, name, &Generate::BIG.job("second")).await?;
         }
         jobs::released(client, "late-run", "second").await?;
         let refused = eventually("the refusal is in a condition", SOON, || async {
@@ -212,7 +211,7 @@ fn after_the_longest_delay_a_job_is_refused_or_run_and_a_smaller_question_is_ans
         let author = shared.stack.plane.client("author").await?;
         let jobs_of_author = jobs::jobs(&author, "late-refused");
         // The template wins and cannot be changed: ask with the job's own annotations only.
-        let mut again = Generate::SMALL.job("third");
+        let mut again = Generate::BIG.job("third");
         again["spec"]["template"]["metadata"] = json!({});
         jobs::create_job(&author, "late-refused", &again).await?;
         eventually("it is refused too", SOON, || async {

@@ -12,7 +12,7 @@ async fn held(shared: &Shared, namespace: &str) -> anyhow::Result<()> {
     jobs::namespace(client, namespace).await?;
     jobs::budget(client, namespace, "images", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
     let price = jobs::price(client, namespace, &Generate::SMALL).await?;
-    jobs::amend(client, namespace, "images", json!({ "limit": format!("{}mg", price * 3 / 2) })).await?;
+    jobs::amend(client, namespace, "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
     jobs::create_job(client, namespace, &Generate::SMALL.placeholder("first")).await?;
     jobs::released(client, namespace, "first").await?;
     jobs::create_job(client, namespace, &Generate::SMALL.job("second")).await?;

@@ -1,1 +1,186 @@
-//! to come
+//! Parts of Jouleward dead, late or leaving: the cluster works, and the ledger stays true.
+
+use crate::support::{Shared, alone};
+use anyhow::{Context, ensure};
+use harness::eventually;
+use harness::jobs::{self, Generate};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+async fn budgeted(shared: &Shared, namespace: &str) -> anyhow::Result<()> {
+    let client = &shared.stack.client;
+    jobs::namespace(client, namespace).await?;
+    jobs::budget(client, namespace, "images", json!({ "limit": "1kg", "mode": "Enforce" })).await
+}
+
+/// Waits until the webhook has noticed that nobody leads.
+async fn stale(shared: &Shared) -> anyhow::Result<()> {
+    let webhook = format!("{}:9404", shared.stack.address(20));
+    eventually("the lease is stale", Duration::from_secs(20), || async {
+        let (_, text) = harness::stack::get(&webhook, "/metrics", "text/plain").await?;
+        Ok(text.contains("jouleward_leader_stale 1").then_some(()))
+    })
+    .await
+}
+
+#[test]
+fn with_the_controller_away_new_jobs_run_and_are_charged_afterwards() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(shared, "leaderless").await?;
+        shared.stop_controller();
+        stale(shared).await?;
+        let job = jobs::create_job(client, "leaderless", &Generate::BIG.job("pictures")).await?;
+        ensure!(!jobs::is_suspended(&job), "nothing is held that nobody could release");
+        shared.restore().await?;
+        let record = jobs::settled(client, "leaderless", &job.uid().unwrap_or_default()).await?;
+        ensure!(record.data["spec"]["adopted"] == true && record.data["status"]["chargedMilligrams"].as_i64() > Some(0));
+        Ok(())
+    });
+}
+
+#[test]
+fn with_controller_and_webhook_away_jobs_are_created_as_if_jouleward_did_not_exist() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(shared, "away").await?;
+        shared.stop_controller();
+        shared.stop_webhook();
+        let plain = jobs::create_job(client, "away", &jobs::plain_job("work")).await?;
+        ensure!(!jobs::is_suspended(&plain) && plain.annotations().is_empty());
+        let gpu = jobs::create_job(client, "away", &Generate::SMALL.job("pictures")).await?;
+        ensure!(!jobs::is_suspended(&gpu), "failurePolicy Ignore lets it pass");
+        Ok(())
+    });
+}
+
+/// Where the leader is killed: before and after each of its writes.
+const POINTS: &[&str] = &[
+    "before-commit",
+    "after-commit",
+    "before-reservation",
+    "after-reservation",
+    "after-release",
+    "after-learning",
+    "before-settle",
+    "after-settle",
+];
+
+#[test]
+fn a_leader_killed_at_any_point_loses_no_job_releases_none_twice_and_keeps_the_totals() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(shared, "killed").await?;
+        shared.stop_controller();
+        let mut expected = BTreeSet::new();
+        // The eight points between writes, and two moments of no particular meaning.
+        let moments = POINTS.iter().map(|point| (*point, None)).chain([("none", Some(300)), ("none", Some(900))]);
+        for (number, (point, pause)) in moments.enumerate() {
+            let mut doomed = shared.stack.controller(3, &[], &[("JOULEWARD_CRASH_POINT", point)])?;
+            shared.stack.ready(13, 9403).await?;
+            shared.leader().await?;
+            let name = format!("job-{number}");
+            let job = jobs::create_job(client, "killed", &Generate::SMALL.job(&name)).await?;
+            expected.insert(job.uid().unwrap_or_default());
+            match pause {
+                Some(pause) => tokio::time::sleep(Duration::from_millis(pause)).await,
+                None => {
+                    eventually(&format!("the leader is at {point}"), Duration::from_secs(40), || async {
+                        Ok(doomed.said().contains(&format!("crash point {point}")).then_some(()))
+                    })
+                    .await?;
+                }
+            }
+            doomed.kill();
+            std::fs::remove_file(&doomed.log).ok();
+        }
+        shared.restore().await?;
+        for uid in &expected {
+            jobs::settled(client, "killed", uid).await?;
+        }
+        let records = jobs::reservations(client, "killed").list(&ListParams::default()).await?.items;
+        let uids: BTreeSet<String> = records
+            .iter()
+            .map(|r| r.data["spec"]["workload"]["uid"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        ensure!(uids == expected && records.len() == expected.len(), "each job has one record: {uids:?}");
+        let charged: i64 = records.iter().filter_map(|r| r.data["status"]["chargedMilligrams"].as_i64()).sum();
+        eventually("the totals are the records' sum", Duration::from_secs(10), || async {
+            let status = jobs::budgets(client, "killed").get("images").await?.data["status"].clone();
+            let right = status["consumedMilligrams"].as_i64() == Some(charged) && status["reservedMilligrams"] == 0;
+            Ok(right.then_some(()))
+        })
+        .await?;
+        for job in jobs::jobs(client, "killed").list(&ListParams::default()).await? {
+            let pods = job.status.as_ref().and_then(|status| status.succeeded);
+            ensure!(pods == Some(1), "{} ran once: {pods:?}", job.name_any());
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn uninstalling_lifts_every_hold_and_leaves_what_authors_suspended() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(shared, "leaving").await?;
+        let price = jobs::price(client, "leaving", &Generate::BIG).await?;
+        jobs::amend(client, "leaving", "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
+        jobs::create_job(client, "leaving", &Generate::BIG.placeholder("filler")).await?;
+        jobs::released(client, "leaving", "filler").await?;
+        jobs::create_job(client, "leaving", &Generate::BIG.placeholder("ours")).await?;
+        let mut own = Generate::BIG.placeholder("own");
+        own["spec"]["suspend"] = json!(true);
+        jobs::create_job(client, "leaving", &own).await?;
+        shared.stop_controller();
+        let hook = &shared.stack.chart.hooks;
+        let args = hook[0]["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+        let args: Vec<String> = serde_json::from_value(args).context("the pre-delete hook's arguments")?;
+        let output = Command::new(harness::built("jouleward")?)
+            .args(&args)
+            .env("KUBECONFIG", shared.stack.plane.kubeconfig("jouleward-uninstall"))
+            .output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(!jobs::is_suspended(&jobs::jobs(client, "leaving").get("ours").await?));
+        ensure!(jobs::is_suspended(&jobs::jobs(client, "leaving").get("own").await?));
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        ensure!(namespaces.list(&ListParams::default().labels("jouleward.dev/mode")).await?.items.is_empty());
+        let next = jobs::create_job(client, "leaving", &Generate::BIG.placeholder("next")).await?;
+        ensure!(!jobs::is_suspended(&next), "a job can be created at once");
+        let webhooks = shared.stack.chart.manifests(|kind| kind.ends_with("WebhookConfiguration"))?;
+        shared.stack.plane.apply(&webhooks)
+    });
+}
+
+#[test]
+fn release_by_hand_lifts_one_hold() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(shared, "by-hand").await?;
+        let price = jobs::price(client, "by-hand", &Generate::BIG).await?;
+        jobs::amend(client, "by-hand", "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
+        for name in ["filler", "one", "two"] {
+            jobs::create_job(client, "by-hand", &Generate::BIG.placeholder(name)).await?;
+        }
+        jobs::released(client, "by-hand", "filler").await?;
+        let release = |user: &str| {
+            Command::new(harness::built("jouleward")?)
+                .args(["release", "--namespace", "by-hand", "--name", "one"])
+                .env("KUBECONFIG", shared.stack.plane.kubeconfig(user))
+                .output()
+                .context("jouleward release")
+        };
+        ensure!(!release("author")?.status.success(), "an author has not the verb");
+        let output = release("admin")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(String::from_utf8_lossy(&output.stdout).contains("Job by-hand/one"));
+        ensure!(!jobs::is_suspended(&jobs::jobs(client, "by-hand").get("one").await?));
+        ensure!(jobs::is_held(&jobs::jobs(client, "by-hand").get("two").await?));
+        Ok(())
+    });
+}

@@ -24,6 +24,9 @@ pub struct Generate {
 impl Generate {
     pub const SMALL: Self = Self { model: "sd1.5", size: 512, steps: 20, images: 2 };
 
+    /// Enough pictures that loading the model hardly counts.
+    pub const BIG: Self = Self { images: 12, ..Self::SMALL };
+
     /// A Job that generates, on an A100.
     pub fn job(&self, name: &str) -> Value {
         self.job_on(name, &json!({ "nvidia.com/gpu.product": A100 }))
