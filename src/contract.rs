@@ -64,7 +64,11 @@ impl Metric {
     /// The name that a query uses.
     pub fn full_name(&self) -> String {
         let unit = self.unit.map(|unit| format!("_{unit}")).unwrap_or_default();
-        let total = if self.kind == MetricKind::Counter { "_total" } else { "" };
+        let total = if self.kind == MetricKind::Counter {
+            "_total"
+        } else {
+            ""
+        };
         format!("jouleward_{}{unit}{total}", self.name)
     }
 }

@@ -7,10 +7,10 @@
 pub mod api;
 pub mod budget;
 pub mod carbon;
+pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod contract;
 pub mod law;
 pub mod node;
 pub mod serve;
-pub mod cli;

@@ -1,7 +1,9 @@
 //! `CarbonBudget`: a limit on a namespace's CO2e for a period.
 
 use super::{Condition, InvalidSpec};
-use crate::budget::{AtDeadline, Granting, Mode, OnExceed, OnUnknown, Period, Policy, WhenUnavailable};
+use crate::budget::{
+    AtDeadline, Granting, Mode, OnExceed, OnUnknown, Period, Policy, WhenUnavailable,
+};
 use crate::carbon::Milligrams;
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
@@ -28,9 +30,22 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Remaining", type_ = "string", json_path = ".status.remaining"),
     printcolumn(name = "Held", type_ = "integer", json_path = ".status.heldJobs"),
     printcolumn(name = "Period", type_ = "string", json_path = ".status.period.id"),
-    printcolumn(name = "Ends", type_ = "string", json_path = ".status.period.end", priority = "1"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Ends",
+        type_ = "string",
+        json_path = ".status.period.end",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct CarbonBudgetSpec {
@@ -99,7 +114,11 @@ fn utc() -> String {
 
 impl Default for BudgetPeriod {
     fn default() -> Self {
-        Self { kind: PeriodKind::default(), time_zone: utc(), days: None }
+        Self {
+            kind: PeriodKind::default(),
+            time_zone: utc(),
+            days: None,
+        }
     }
 }
 
@@ -181,7 +200,10 @@ pub struct GrantInFlight {
 
 impl From<&GrantInFlight> for Granting {
     fn from(grant: &GrantInFlight) -> Self {
-        Self { uid: grant.uid.clone(), mass: Milligrams(grant.milligrams) }
+        Self {
+            uid: grant.uid.clone(),
+            mass: Milligrams(grant.milligrams),
+        }
     }
 }
 
@@ -192,7 +214,10 @@ impl TryFrom<&CarbonBudgetSpec> for Policy {
         let limit = spec
             .limit
             .parse()
-            .map_err(|error: crate::carbon::MassError| InvalidSpec { field: "spec.limit", problem: error.to_string() })?;
+            .map_err(|error: crate::carbon::MassError| InvalidSpec {
+                field: "spec.limit",
+                problem: error.to_string(),
+            })?;
         Ok(Self {
             limit,
             period: period(&spec.period)?,
@@ -210,14 +235,20 @@ impl TryFrom<&CarbonBudgetSpec> for Policy {
 fn period(spec: &BudgetPeriod) -> Result<Period, InvalidSpec> {
     let zone = TimeZone::get(&spec.time_zone).map_err(|_| InvalidSpec {
         field: "spec.period.timeZone",
-        problem: format!("{:?} is no IANA time zone, for example Europe/Berlin", spec.time_zone),
+        problem: format!(
+            "{:?} is no IANA time zone, for example Europe/Berlin",
+            spec.time_zone
+        ),
     })?;
     Ok(match spec.kind {
         PeriodKind::Day => Period::Day(zone),
         PeriodKind::Week => Period::Week(zone),
         PeriodKind::Month => Period::Month(zone),
         PeriodKind::Rolling => {
-            let days = spec.days.and_then(|days| u16::try_from(days).ok()).filter(|days| *days > 0);
+            let days = spec
+                .days
+                .and_then(|days| u16::try_from(days).ok())
+                .filter(|days| *days > 0);
             Period::Rolling(
                 zone,
                 days.ok_or_else(|| InvalidSpec {
@@ -238,7 +269,10 @@ mod tests {
         let spec: CarbonBudgetSpec = serde_json::from_str(r#"{"limit":"5kg"}"#).unwrap();
         let policy = Policy::try_from(&spec).unwrap();
         assert_eq!(policy.limit, Milligrams(5_000_000));
-        assert_eq!((policy.mode, policy.on_exceed), (Mode::Audit, OnExceed::Defer));
+        assert_eq!(
+            (policy.mode, policy.on_exceed),
+            (Mode::Audit, OnExceed::Defer)
+        );
         assert_eq!(policy.period, Period::Month(TimeZone::get("UTC").unwrap()));
     }
 
@@ -247,6 +281,11 @@ mod tests {
         let spec: CarbonBudgetSpec =
             serde_json::from_str(r#"{"limit":"5kg","period":{"timeZone":"Mars/Base"}}"#).unwrap();
         let error = Policy::try_from(&spec).unwrap_err();
-        assert!(error.to_string().contains("spec.period.timeZone: \"Mars/Base\""), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("spec.period.timeZone: \"Mars/Base\""),
+            "{error}"
+        );
     }
 }

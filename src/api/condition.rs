@@ -26,10 +26,16 @@ pub struct Condition {
 
 /// Sets a condition by type; its time moves only where its status does.
 pub fn set_condition(conditions: &mut Vec<Condition>, new: Condition) {
-    match conditions.iter_mut().find(|condition| condition.type_ == new.type_) {
+    match conditions
+        .iter_mut()
+        .find(|condition| condition.type_ == new.type_)
+    {
         Some(old) if old.status == new.status => {
             let since = std::mem::take(&mut old.last_transition_time);
-            *old = Condition { last_transition_time: since, ..new };
+            *old = Condition {
+                last_transition_time: since,
+                ..new
+            };
         }
         Some(old) => *old = new,
         None => conditions.push(new),

@@ -17,8 +17,16 @@ use serde::{Deserialize, Serialize};
     category = "carbon",
     doc = "What a diffusion model costs in FLOPs; adds to the built-in catalogue.",
     printcolumn(name = "Base", type_ = "string", json_path = ".spec.base"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.base) != has(self.denoiser)").message("set either base, for example base: sdxl, or denoiser, for example denoiser: {mmdit: {blocks: 57, width: 3072, textTokens: 512}}"))]
@@ -138,12 +146,18 @@ impl DiffusionModelSpec {
                     field: "spec.base",
                     problem: format!("{base:?} is not in the catalogue; known are {known}"),
                 })?;
-                Model { name: name.to_owned(), ..base.clone() }
+                Model {
+                    name: name.to_owned(),
+                    ..base.clone()
+                }
             }
             (None, Some(denoiser)) => self.model(name, denoiser)?,
             _ => {
                 let problem = "set either base or denoiser, for example base: sdxl".to_owned();
-                return Err(InvalidSpec { field: "spec", problem });
+                return Err(InvalidSpec {
+                    field: "spec",
+                    problem,
+                });
             }
         };
         catalogue.insert(model);
@@ -170,7 +184,11 @@ impl DiffusionModelSpec {
             cfg: self.guidance,
             default_size: small(self.default_size, 1024),
             default_steps: small(self.default_steps, 28),
-            default_guidance: if self.guidance == Cfg::Batched { 7.0 } else { 1.0 },
+            default_guidance: if self.guidance == Cfg::Batched {
+                7.0
+            } else {
+                1.0
+            },
         })
     }
 }

@@ -19,10 +19,22 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "GPU", type_ = "string", json_path = ".spec.gpu"),
     printcolumn(name = "Form", type_ = "string", json_path = ".spec.form"),
     printcolumn(name = "Error", type_ = "string", json_path = ".status.error"),
-    printcolumn(name = "Observations", type_ = "integer", json_path = ".status.observations"),
+    printcolumn(
+        name = "Observations",
+        type_ = "integer",
+        json_path = ".status.observations"
+    ),
     printcolumn(name = "Last fit", type_ = "date", json_path = ".status.lastFit"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct EnergyLawSpec {

@@ -21,9 +21,22 @@ use std::collections::BTreeMap;
     printcolumn(name = "Kind", type_ = "string", json_path = ".status.kind"),
     printcolumn(name = "PUE", type_ = "string", json_path = ".status.pue"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
-    printcolumn(name = "Source", type_ = "string", json_path = ".status.source", priority = "1"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Source",
+        type_ = "string",
+        json_path = ".status.source",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct GridZoneSpec {
@@ -98,15 +111,24 @@ impl GridZoneSpec {
             (None, Some(region), None) => {
                 let (provider, region) = region.split_once('/').ok_or_else(|| InvalidSpec {
                     field: "spec.source.cloudRegion",
-                    problem: format!("{region:?} is not provider/region, for example aws/eu-central-1"),
+                    problem: format!(
+                        "{region:?} is not provider/region, for example aws/eu-central-1"
+                    ),
                 })?;
-                Place::Region { provider: provider.to_owned(), region: region.to_owned() }
+                Place::Region {
+                    provider: provider.to_owned(),
+                    region: region.to_owned(),
+                }
             }
             (None, None, Some(zone)) => Place::GridZone(zone.clone()),
             _ => Place::World,
         };
-        let wrong = |problem: String| InvalidSpec { field: "spec.source", problem };
-        let (mut intensity, mut pue) = embedded(&place).map_err(|error| wrong(error.to_string()))?;
+        let wrong = |problem: String| InvalidSpec {
+            field: "spec.source",
+            problem,
+        };
+        let (mut intensity, mut pue) =
+            embedded(&place).map_err(|error| wrong(error.to_string()))?;
         if let Some(grams) = source.static_grams_per_kwh {
             intensity = Intensity {
                 zone: name.to_owned(),
@@ -121,22 +143,35 @@ impl GridZoneSpec {
             .map_err(|error| wrong(error.to_string()))?;
         }
         if let Some(text) = &self.pue {
-            let value = text.parse().ok().filter(|value: &f64| (1.0..5.0).contains(value));
+            let value = text
+                .parse()
+                .ok()
+                .filter(|value: &f64| (1.0..5.0).contains(value));
             let value = value.ok_or_else(|| InvalidSpec {
                 field: "spec.pue",
                 problem: format!("{text:?} is not a number from 1 to 4.999, for example \"1.2\""),
             })?;
-            pue = Pue { value, source: format!("GridZone {name}") };
+            pue = Pue {
+                value,
+                source: format!("GridZone {name}"),
+            };
         }
         Ok((intensity, pue))
     }
 }
 
 /// The zone that a node stands in: the most specific selector that matches, ties by name.
-pub fn site_of<'a>(zones: &'a [(String, GridZoneSpec)], labels: &BTreeMap<String, String>) -> Option<&'a str> {
+pub fn site_of<'a>(
+    zones: &'a [(String, GridZoneSpec)],
+    labels: &BTreeMap<String, String>,
+) -> Option<&'a str> {
     zones
         .iter()
-        .filter(|(_, zone)| zone.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value)))
+        .filter(|(_, zone)| {
+            zone.node_selector
+                .iter()
+                .all(|(key, value)| labels.get(key) == Some(value))
+        })
         .max_by_key(|(name, zone)| (zone.node_selector.len(), std::cmp::Reverse(name.clone())))
         .map(|(name, _)| name.as_str())
 }
@@ -146,13 +181,23 @@ mod tests {
     use super::*;
 
     fn zone(selector: &[(&str, &str)], source: GridSource) -> GridZoneSpec {
-        let node_selector = selector.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        GridZoneSpec { node_selector, source, pue: None }
+        let node_selector = selector
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        GridZoneSpec {
+            node_selector,
+            source,
+            pue: None,
+        }
     }
 
     #[test]
     fn the_most_specific_selector_wins() {
-        let country = GridSource { country: Some("DEU".into()), ..GridSource::default() };
+        let country = GridSource {
+            country: Some("DEU".into()),
+            ..GridSource::default()
+        };
         let zones = vec![
             ("all".to_owned(), zone(&[], country.clone())),
             ("north".to_owned(), zone(&[("site", "north")], country)),
@@ -164,8 +209,14 @@ mod tests {
 
     #[test]
     fn a_country_nobody_knows_is_named_with_what_is_allowed() {
-        let source = GridSource { country: Some("XXX".into()), ..GridSource::default() };
+        let source = GridSource {
+            country: Some("XXX".into()),
+            ..GridSource::default()
+        };
         let error = zone(&[], source).resolve("z").unwrap_err();
-        assert!(error.to_string().contains("\"XXX\"") && error.to_string().contains("DEU"), "{error}");
+        assert!(
+            error.to_string().contains("\"XXX\"") && error.to_string().contains("DEU"),
+            "{error}"
+        );
     }
 }

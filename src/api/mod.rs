@@ -1,24 +1,25 @@
 //! The custom resources, and their conversion into the pure types: one path for the
 //! webhook, the controller and the command line.
 
+mod carbon_budget;
 mod condition;
 mod diffusion_model;
 mod energy_law;
 mod grid_zone;
-mod carbon_budget;
 mod reservation;
 mod schema;
 
 pub use carbon_budget::{
-    BudgetPeriod, BudgetStatus, CarbonBudget, CarbonBudgetSpec, GrantInFlight, PeriodKind, PeriodStatus,
+    BudgetPeriod, BudgetStatus, CarbonBudget, CarbonBudgetSpec, GrantInFlight, PeriodKind,
+    PeriodStatus,
 };
 pub use condition::{Condition, set_condition};
 pub use diffusion_model::{DenoiserSpec, DiffusionModel, DiffusionModelSpec, DiffusionModelStatus};
 pub use energy_law::{EnergyLaw, EnergyLawSpec, EnergyLawStatus, NamedValue};
 pub use grid_zone::{GridSource, GridZone, GridZoneSpec, GridZoneStatus, site_of};
 pub use reservation::{
-    BookedCharge, CarbonReservation, CarbonReservationSpec, IntensityUsed, LawUsed, PodCharge, ReservationStatus,
-    ReservedFor, WorkloadRef,
+    BookedCharge, CarbonReservation, CarbonReservationSpec, IntensityUsed, LawUsed, PodCharge,
+    ReservationStatus, ReservedFor, WorkloadRef,
 };
 pub use schema::custom_resource_definitions;
 

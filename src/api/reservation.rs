@@ -178,7 +178,10 @@ impl CarbonReservation {
                 .charges
                 .into_iter()
                 .filter(|charge| charge.budget == budget)
-                .map(|charge| Charge { bucket: charge.bucket, mass: Milligrams(charge.milligrams) })
+                .map(|charge| Charge {
+                    bucket: charge.bucket,
+                    mass: Milligrams(charge.milligrams),
+                })
                 .collect(),
             settled: status.settled,
         })

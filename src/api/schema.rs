@@ -7,15 +7,25 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
 /// Lists that are maps by a key, so that server-side apply merges their items.
-const LIST_MAPS: &[(&str, &[&str])] =
-    &[("conditions", &["type"]), ("granting", &["uid"]), ("pods", &["uid"]), ("charges", &["budget", "bucket"])];
+const LIST_MAPS: &[(&str, &[&str])] = &[
+    ("conditions", &["type"]),
+    ("granting", &["uid"]),
+    ("pods", &["uid"]),
+    ("charges", &["budget", "bucket"]),
+];
 
 /// All five, in the order of the loop.
 pub fn custom_resource_definitions() -> Vec<Value> {
-    [CarbonBudget::crd(), CarbonReservation::crd(), EnergyLaw::crd(), DiffusionModel::crd(), GridZone::crd()]
-        .into_iter()
-        .map(finish)
-        .collect()
+    [
+        CarbonBudget::crd(),
+        CarbonReservation::crd(),
+        EnergyLaw::crd(),
+        DiffusionModel::crd(),
+        GridZone::crd(),
+    ]
+    .into_iter()
+    .map(finish)
+    .collect()
 }
 
 fn finish(crd: CustomResourceDefinition) -> Value {
@@ -34,7 +44,10 @@ fn walk(value: &mut Value) {
     };
     if let Some(Value::Object(properties)) = object.get_mut("properties") {
         for (name, keys) in LIST_MAPS {
-            if let Some(list) = properties.get_mut(*name).filter(|list| list["type"] == "array") {
+            if let Some(list) = properties
+                .get_mut(*name)
+                .filter(|list| list["type"] == "array")
+            {
                 list["x-kubernetes-list-type"] = json!("map");
                 list["x-kubernetes-list-map-keys"] = json!(keys);
             }

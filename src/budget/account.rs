@@ -36,12 +36,20 @@ impl Entry {
 
     /// What is still set aside: the reservation, drawn down by what was measured.
     pub fn outstanding(&self) -> Milligrams {
-        if self.settled { Milligrams(0) } else { (self.reserved - self.charged()).or_zero() }
+        if self.settled {
+            Milligrams(0)
+        } else {
+            (self.reserved - self.charged()).or_zero()
+        }
     }
 
     /// What settling gave back (negative: the job burned more than was reserved).
     pub fn refund(&self) -> Milligrams {
-        if self.settled { self.reserved - self.charged() } else { Milligrams(0) }
+        if self.settled {
+            self.reserved - self.charged()
+        } else {
+            Milligrams(0)
+        }
     }
 }
 
@@ -82,11 +90,18 @@ pub fn totals(
     granting: &[Granting],
     now: Timestamp,
 ) -> Totals {
-    let mut totals = Totals { limit, ..Totals::default() };
+    let mut totals = Totals {
+        limit,
+        ..Totals::default()
+    };
     let mut known: HashSet<&str> = HashSet::with_capacity(entries.len());
     for entry in entries.iter().filter(|entry| known.insert(&entry.uid)) {
-        let here: Milligrams =
-            entry.charges.iter().filter(|c| period.counts(&c.bucket, now)).map(|c| c.mass).sum();
+        let here: Milligrams = entry
+            .charges
+            .iter()
+            .filter(|c| period.counts(&c.bucket, now))
+            .map(|c| c.mass)
+            .sum();
         totals.consumed += here;
         totals.reserved += entry.outstanding();
         if entry.settled && here > Milligrams(0) {
@@ -115,36 +130,77 @@ mod tests {
     }
 
     fn entry(uid: &str, reserved: i64, charged: i64, settled: bool) -> Entry {
-        let charges = vec![Charge { bucket: "2026-11".into(), mass: Milligrams(charged) }];
-        Entry { uid: uid.into(), reserved: Milligrams(reserved), charges, settled }
+        let charges = vec![Charge {
+            bucket: "2026-11".into(),
+            mass: Milligrams(charged),
+        }];
+        Entry {
+            uid: uid.into(),
+            reserved: Milligrams(reserved),
+            charges,
+            settled,
+        }
     }
 
     #[test]
     fn a_running_job_draws_its_reservation_down_and_its_sum_stays() {
         for charged in [0, 30, 100] {
-            let sum = totals(Milligrams(1000), &month(), &[entry("a", 100, charged, false)], &[], now());
+            let sum = totals(
+                Milligrams(1000),
+                &month(),
+                &[entry("a", 100, charged, false)],
+                &[],
+                now(),
+            );
             assert_eq!(sum.remaining(), Milligrams(900));
         }
     }
 
     #[test]
     fn settling_gives_the_rest_back() {
-        let sum = totals(Milligrams(1000), &month(), &[entry("a", 100, 60, true)], &[], now());
-        assert_eq!((sum.remaining(), sum.refunded), (Milligrams(940), Milligrams(40)));
+        let sum = totals(
+            Milligrams(1000),
+            &month(),
+            &[entry("a", 100, 60, true)],
+            &[],
+            now(),
+        );
+        assert_eq!(
+            (sum.remaining(), sum.refunded),
+            (Milligrams(940), Milligrams(40))
+        );
     }
 
     #[test]
     fn a_grant_in_flight_counts_until_its_reservation_does() {
-        let granting = [Granting { uid: "a".into(), mass: Milligrams(100) }];
+        let granting = [Granting {
+            uid: "a".into(),
+            mass: Milligrams(100),
+        }];
         let before = totals(Milligrams(1000), &month(), &[], &granting, now());
-        let after = totals(Milligrams(1000), &month(), &[entry("a", 100, 0, false)], &granting, now());
+        let after = totals(
+            Milligrams(1000),
+            &month(),
+            &[entry("a", 100, 0, false)],
+            &granting,
+            now(),
+        );
         assert_eq!(before.remaining(), after.remaining());
     }
 
     #[test]
     fn an_overrun_is_consumed_and_nothing_goes_below_zero() {
-        let sum = totals(Milligrams(100), &month(), &[entry("a", 50, 130, false)], &[], now());
-        assert_eq!((sum.consumed, sum.reserved, sum.remaining()), (Milligrams(130), Milligrams(0), Milligrams(0)));
+        let sum = totals(
+            Milligrams(100),
+            &month(),
+            &[entry("a", 50, 130, false)],
+            &[],
+            now(),
+        );
+        assert_eq!(
+            (sum.consumed, sum.reserved, sum.remaining()),
+            (Milligrams(130), Milligrams(0), Milligrams(0))
+        );
         assert_eq!(sum.overrun, Milligrams(80));
     }
 
@@ -153,7 +209,10 @@ mod tests {
         let mut old = entry("a", 100, 40, false);
         old.charges[0].bucket = "2026-10".into();
         let sum = totals(Milligrams(1000), &month(), &[old], &[], now());
-        assert_eq!((sum.consumed, sum.reserved), (Milligrams(0), Milligrams(60)));
+        assert_eq!(
+            (sum.consumed, sum.reserved),
+            (Milligrams(0), Milligrams(60))
+        );
     }
 
     proptest! {

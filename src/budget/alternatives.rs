@@ -25,7 +25,12 @@ impl fmt::Display for Alternative {
 const SIDES: [u32; 5] = [1024, 768, 640, 512, 256];
 
 /// Single changes that bring the charged mass to `room` or below.
-pub fn alternatives(oracle: &Oracle, request: &Request, quantile: f64, room: Milligrams) -> Vec<Alternative> {
+pub fn alternatives(
+    oracle: &Oracle,
+    request: &Request,
+    quantile: f64,
+    room: Milligrams,
+) -> Vec<Alternative> {
     let try_with = |change: &dyn Fn(&mut Workload)| -> Option<Milligrams> {
         let mut changed = request.clone();
         change(&mut changed.workload);
@@ -34,7 +39,11 @@ pub fn alternatives(oracle: &Oracle, request: &Request, quantile: f64, room: Mil
     };
     let mut found = Vec::new();
     let mut push = |parameter: &str, value: String, needs| {
-        found.push(Alternative { parameter: parameter.to_owned(), value, needs });
+        found.push(Alternative {
+            parameter: parameter.to_owned(),
+            value,
+            needs,
+        });
     };
     let workload = &request.workload;
     let steps = |n: u64| try_with(&|w| w.steps = u32::try_from(n).unwrap_or(1));
@@ -44,7 +53,10 @@ pub fn alternatives(oracle: &Oracle, request: &Request, quantile: f64, room: Mil
     if let Some((n, needs)) = largest(workload.images, |n| try_with(&|w| w.images = n)) {
         push("num-images", format!("≤ {n}"), needs);
     }
-    for side in SIDES.into_iter().filter(|side| *side < workload.width.max(workload.height)) {
+    for side in SIDES
+        .into_iter()
+        .filter(|side| *side < workload.width.max(workload.height))
+    {
         let (width, height) = scaled(workload, side);
         let size = try_with(&|w| (w.width, w.height) = (width, height));
         if let Some(needs) = size {

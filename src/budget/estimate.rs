@@ -82,18 +82,30 @@ impl Oracle {
             .and_then(|estimate| {
                 let charged = estimate.footprint.charged;
                 let sound = charged > Milligrams(0) && charged < Milligrams(i64::MAX);
-                if sound { Ok(estimate) } else { Err(EstimateError::NotPositive) }
+                if sound {
+                    Ok(estimate)
+                } else {
+                    Err(EstimateError::NotPositive)
+                }
             })
     }
 
     /// The law for a product: its own, or the prior where none was fitted yet.
     pub fn law(&self, gpu: &Gpu) -> Law {
-        self.laws.get(gpu).cloned().unwrap_or_else(|| Law::prior(Form::default(), gpu))
+        self.laws
+            .get(gpu)
+            .cloned()
+            .unwrap_or_else(|| Law::prior(Form::default(), gpu))
     }
 
     fn eligible(&self, request: &Request) -> Vec<Site> {
         let asked = |gpu: &Gpu| request.eligible.is_empty() || request.eligible.contains(gpu);
-        let known: Vec<Site> = self.sites.iter().filter(|site| asked(&site.gpu)).cloned().collect();
+        let known: Vec<Site> = self
+            .sites
+            .iter()
+            .filter(|site| asked(&site.gpu))
+            .cloned()
+            .collect();
         if !known.is_empty() {
             return known;
         }
@@ -101,7 +113,11 @@ impl Oracle {
         request
             .eligible
             .iter()
-            .map(|gpu| Site { gpu: gpu.clone(), intensity: intensity.clone(), pue: pue.clone() })
+            .map(|gpu| Site {
+                gpu: gpu.clone(),
+                intensity: intensity.clone(),
+                pue: pue.clone(),
+            })
             .collect()
     }
 
@@ -149,7 +165,11 @@ impl Estimate {
         format!(
             "{}{} law ±{:.0} % ({runs}), {}, PUE {:.2}",
             self.gpu,
-            if self.dearest { " (dearest eligible)" } else { "" },
+            if self.dearest {
+                " (dearest eligible)"
+            } else {
+                ""
+            },
             self.prediction.relative_90() * 100.0,
             self.intensity,
             self.pue.value,

@@ -36,18 +36,30 @@ impl Period {
                 let since = i64::from(today.weekday().since(Weekday::Monday));
                 let iso = today.iso_week_date();
                 let monday = shift(today, -since);
-                (format!("{}-W{:02}", iso.year(), iso.week()), monday, shift(monday, 7))
+                (
+                    format!("{}-W{:02}", iso.year(), iso.week()),
+                    monday,
+                    shift(monday, 7),
+                )
             }
             Self::Month(_) => {
                 let next = today.last_of_month();
-                (today.strftime("%Y-%m").to_string(), today.first_of_month(), shift(next, 1))
+                (
+                    today.strftime("%Y-%m").to_string(),
+                    today.first_of_month(),
+                    shift(next, 1),
+                )
             }
             Self::Rolling(_, days) => {
                 let first = shift(today, 1 - i64::from(*days));
                 (format!("{days}d-to-{today}"), first, shift(today, 1))
             }
         };
-        Span { id, start: self.midnight(first), end: self.midnight(next) }
+        Span {
+            id,
+            start: self.midnight(first),
+            end: self.midnight(next),
+        }
     }
 
     /// The bucket that a charge at `now` goes to: the period itself, or the day of a
@@ -105,8 +117,14 @@ mod tests {
     #[test]
     fn a_month_ends_at_local_midnight() {
         let span = Period::Month(berlin()).at(at("2026-11-30T22:59:59Z"));
-        assert_eq!((span.id.as_str(), span.end), ("2026-11", at("2026-11-30T23:00:00Z")));
-        assert_eq!(Period::Month(berlin()).at(at("2026-11-30T23:00:00Z")).id, "2026-12");
+        assert_eq!(
+            (span.id.as_str(), span.end),
+            ("2026-11", at("2026-11-30T23:00:00Z"))
+        );
+        assert_eq!(
+            Period::Month(berlin()).at(at("2026-11-30T23:00:00Z")).id,
+            "2026-12"
+        );
     }
 
     #[test]

@@ -98,14 +98,18 @@ fn settle(plan: &mut Plan, budgets: &mut [Budget], candidate: &Candidate, verdic
         for (budget, (_, mass)) in budgets.iter_mut().zip(&masses) {
             budget.totals.reserved += *mass;
         }
-        plan.grants.push(Grant { uid, masses, reason });
+        plan.grants.push(Grant {
+            uid,
+            masses,
+            reason,
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::policy::{AtDeadline, Mode, OnExceed, OnUnknown, WhenUnavailable};
     use super::super::period::Period;
+    use super::super::policy::{AtDeadline, Mode, OnExceed, OnUnknown, WhenUnavailable};
     use super::*;
     use jiff::tz::TimeZone;
     use proptest::prelude::*;
@@ -128,7 +132,10 @@ mod tests {
         };
         Budget {
             name: name.into(),
-            totals: Totals { limit: policy.limit, ..Totals::default() },
+            totals: Totals {
+                limit: policy.limit,
+                ..Totals::default()
+            },
             policy,
         }
     }
@@ -144,7 +151,12 @@ mod tests {
     #[test]
     fn of_two_jobs_that_fit_only_singly_the_older_is_granted() {
         let budgets = [budget("b", 100, OnExceed::Defer, AtDeadline::Reject)];
-        let plan = plan("ns", &budgets, &[job("young", 1, 60, 1), job("old", 9, 60, 1)], now());
+        let plan = plan(
+            "ns",
+            &budgets,
+            &[job("young", 1, 60, 1), job("old", 9, 60, 1)],
+            now(),
+        );
         assert_eq!(plan.grants.len(), 1);
         assert_eq!(plan.grants[0].uid, "old");
         assert_eq!(plan.waiting[0].verdict.reason, Reason::WaitingForBudget);
@@ -154,7 +166,10 @@ mod tests {
     fn what_can_never_fit_is_rejected_at_once() {
         let budgets = [budget("b", 100, OnExceed::Defer, AtDeadline::Reject)];
         let plan = plan("ns", &budgets, &[job("a", 1, 101, 1)], now());
-        assert_eq!(plan.rejections[0].verdict.reason, Reason::ExceedsPeriodLimit);
+        assert_eq!(
+            plan.rejections[0].verdict.reason,
+            Reason::ExceedsPeriodLimit
+        );
     }
 
     #[test]
@@ -174,7 +189,12 @@ mod tests {
             budget("a", 100, OnExceed::Defer, AtDeadline::Reject),
             budget("b", 60, OnExceed::Defer, AtDeadline::Reject),
         ];
-        let plan = plan("ns", &budgets, &[job("x", 3, 50, 2), job("y", 2, 50, 2), job("z", 1, 10, 2)], now());
+        let plan = plan(
+            "ns",
+            &budgets,
+            &[job("x", 3, 50, 2), job("y", 2, 50, 2), job("z", 1, 10, 2)],
+            now(),
+        );
         let granted: Vec<&str> = plan.grants.iter().map(|g| g.uid.as_str()).collect();
         assert_eq!(granted, ["x", "z"]);
     }
@@ -182,12 +202,30 @@ mod tests {
     #[test]
     fn an_unknown_job_waits_only_for_an_exhausted_budget() {
         let mut b = budget("b", 100, OnExceed::Defer, AtDeadline::Reject);
-        let unknown = Candidate { needs: vec![Need::Unknown("no model".into())], ..job("u", 1, 0, 1) };
-        assert_eq!(plan("ns", &[b.clone()], std::slice::from_ref(&unknown), now()).grants.len(), 1);
+        let unknown = Candidate {
+            needs: vec![Need::Unknown("no model".into())],
+            ..job("u", 1, 0, 1)
+        };
+        assert_eq!(
+            plan("ns", &[b.clone()], std::slice::from_ref(&unknown), now())
+                .grants
+                .len(),
+            1
+        );
         b.totals.consumed = Milligrams(100);
-        assert_eq!(plan("ns", &[b.clone()], std::slice::from_ref(&unknown), now()).waiting.len(), 1);
+        assert_eq!(
+            plan("ns", &[b.clone()], std::slice::from_ref(&unknown), now())
+                .waiting
+                .len(),
+            1
+        );
         b.policy.on_unknown = OnUnknown::Reject;
-        assert_eq!(plan("ns", &[b], &[unknown], now()).rejections[0].verdict.reason, Reason::MissingParameters);
+        assert_eq!(
+            plan("ns", &[b], &[unknown], now()).rejections[0]
+                .verdict
+                .reason,
+            Reason::MissingParameters
+        );
     }
 
     proptest! {

@@ -112,7 +112,13 @@ impl Verdict {
             Need::Known(mass) => format!("needs {mass} CO2e (p{:.0})", self.quantile * 100.0),
             Need::Unknown(why) => format!("cannot be predicted ({why})"),
         };
-        let _ = write!(text, "{needs}, {} of {} left until {}", self.left, self.limit, day(self.until));
+        let _ = write!(
+            text,
+            "{needs}, {} of {} left until {}",
+            self.left,
+            self.limit,
+            day(self.until)
+        );
         if let Some(estimate) = estimate {
             let _ = write!(text, "; {}", estimate.provenance());
         }
@@ -144,5 +150,6 @@ impl Verdict {
 /// A moment as people read it: the date, with the time where it is not midnight UTC.
 fn day(at: Timestamp) -> String {
     let text = at.strftime("%Y-%m-%dT%H:%MZ").to_string();
-    text.strip_suffix("T00:00Z").map_or(text.clone(), str::to_owned)
+    text.strip_suffix("T00:00Z")
+        .map_or(text.clone(), str::to_owned)
 }

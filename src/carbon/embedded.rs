@@ -53,7 +53,9 @@ fn rows(text: &'static str) -> Vec<Row> {
     csv::Reader::from_reader(text.as_bytes())
         .records()
         .filter_map(Result::ok)
-        .map(|record| Row { fields: record.iter().map(str::to_owned).collect() })
+        .map(|record| Row {
+            fields: record.iter().map(str::to_owned).collect(),
+        })
         .collect()
 }
 
@@ -66,7 +68,10 @@ static REGION_ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| rows(REGIONS));
 /// # Errors
 /// Where the place is in no table.
 pub fn embedded(place: &Place) -> Result<(Intensity, Pue), EmbeddedError> {
-    let assumed = || Pue { value: ASSUMED_PUE, source: "assumed (survey mean 2024)".to_owned() };
+    let assumed = || Pue {
+        value: ASSUMED_PUE,
+        source: "assumed (survey mean 2024)".to_owned(),
+    };
     match place {
         Place::World => Ok((record("World", WORLD, "Ember 2026".to_owned()), assumed())),
         Place::Country(code) => country(code).map(|i| (i, assumed())),
@@ -79,7 +84,11 @@ pub fn embedded(place: &Place) -> Result<(Intensity, Pue), EmbeddedError> {
     }
 }
 
-fn in_region(provider: &str, region: &str, assumed: impl Fn() -> Pue) -> Result<(Intensity, Pue), EmbeddedError> {
+fn in_region(
+    provider: &str,
+    region: &str,
+    assumed: impl Fn() -> Pue,
+) -> Result<(Intensity, Pue), EmbeddedError> {
     let row = REGION_ROWS
         .iter()
         .find(|r| r.get(0).eq_ignore_ascii_case(provider) && r.get(1).eq_ignore_ascii_case(region))
@@ -91,7 +100,10 @@ fn in_region(provider: &str, region: &str, assumed: impl Fn() -> Pue) -> Result<
     let intensity = authority(row.get(3)).map_or_else(|| country(row.get(2)), Ok)?;
     let pue = row.get(4).parse().map_or_else(
         |_| assumed(),
-        |value| Pue { value, source: format!("{provider} {region}, published") },
+        |value| Pue {
+            value,
+            source: format!("{provider} {region}, published"),
+        },
     );
     Ok((intensity, pue))
 }
@@ -101,8 +113,14 @@ fn country(code: &str) -> Result<Intensity, EmbeddedError> {
         .iter()
         .find(|row| row.get(0).eq_ignore_ascii_case(code))
         .and_then(|row| {
-            let source = format!("Ember and Energy Institute via Our World in Data {}", row.get(2));
-            row.get(3).parse().ok().map(|grams| record(row.get(0), grams, source))
+            let source = format!(
+                "Ember and Energy Institute via Our World in Data {}",
+                row.get(2)
+            );
+            row.get(3)
+                .parse()
+                .ok()
+                .map(|grams| record(row.get(0), grams, source))
         })
         .ok_or_else(|| EmbeddedError {
             what: "country",
@@ -112,9 +130,14 @@ fn country(code: &str) -> Result<Intensity, EmbeddedError> {
 }
 
 fn authority(zone: &str) -> Option<Intensity> {
-    let row = AUTHORITY_ROWS.iter().find(|row| row.get(0).eq_ignore_ascii_case(zone))?;
+    let row = AUTHORITY_ROWS
+        .iter()
+        .find(|row| row.get(0).eq_ignore_ascii_case(zone))?;
     let source = format!("EIA-930 {} with IPCC AR5 medians", row.get(1));
-    row.get(2).parse().ok().map(|grams| record(row.get(0), grams, source))
+    row.get(2)
+        .parse()
+        .ok()
+        .map(|grams| record(row.get(0), grams, source))
 }
 
 fn record(zone: &str, grams_per_kwh: f64, source: String) -> Intensity {
@@ -141,7 +164,10 @@ mod tests {
             intensity.check().unwrap();
         }
         for row in REGION_ROWS.iter() {
-            let place = Place::Region { provider: row.get(0).to_owned(), region: row.get(1).to_owned() };
+            let place = Place::Region {
+                provider: row.get(0).to_owned(),
+                region: row.get(1).to_owned(),
+            };
             let (intensity, pue) = embedded(&place).unwrap_or_else(|e| unreachable!("{e}"));
             intensity.check().unwrap();
             assert!((1.0..2.0).contains(&pue.value));
@@ -151,18 +177,33 @@ mod tests {
     #[test]
     fn a_region_takes_its_authority_where_there_is_one_and_its_country_else() {
         let at = |provider: &str, region: &str| {
-            embedded(&Place::Region { provider: provider.into(), region: region.into() }).unwrap()
+            embedded(&Place::Region {
+                provider: provider.into(),
+                region: region.into(),
+            })
+            .unwrap()
         };
         assert_eq!(at("aws", "us-east-1").0.zone, "US-MIDA-PJM");
         assert_eq!(at("aws", "eu-central-1").0.zone, "DEU");
-        assert!(embedded(&Place::Country("DE".into())).unwrap_err().to_string().contains("alpha-3"));
+        assert!(
+            embedded(&Place::Country("DE".into()))
+                .unwrap_err()
+                .to_string()
+                .contains("alpha-3")
+        );
     }
 
     #[test]
     fn the_countries_agree_with_an_independent_table() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/carbon/country_intensity.csv");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../shared/data/carbon/country_intensity.csv"
+        );
         let Ok(text) = std::fs::read_to_string(path) else {
-            #[expect(clippy::disallowed_methods, reason = "in CI an absent data set is a failure")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "in CI an absent data set is a failure"
+            )]
             let ci = std::env::var_os("CI").is_some();
             assert!(!ci, "the reference table must be there in CI");
             eprintln!("SKIPPED: no reference table, the countries are not checked");
@@ -180,7 +221,15 @@ mod tests {
         errors.sort_by(f64::total_cmp);
         assert!(errors.len() > 200, "{}", errors.len());
         // Two to three years lie between the tables; grids move, most of them little.
-        assert!(errors[errors.len() / 2] < 0.08, "median {}", errors[errors.len() / 2]);
-        assert!(errors[errors.len() * 9 / 10] < 0.4, "p90 {}", errors[errors.len() * 9 / 10]);
+        assert!(
+            errors[errors.len() / 2] < 0.08,
+            "median {}",
+            errors[errors.len() / 2]
+        );
+        assert!(
+            errors[errors.len() * 9 / 10] < 0.4,
+            "p90 {}",
+            errors[errors.len() * 9 / 10]
+        );
     }
 }

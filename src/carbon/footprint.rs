@@ -34,8 +34,9 @@ impl Footprint {
     /// The footprint of a prediction, charged at its quantile `p` of energy: the intensity
     /// that a job is settled with is known, so its doubt is shown but not charged.
     pub fn of(prediction: &Prediction, p: f64, intensity: &Intensity, pue: &Pue) -> Self {
-        let squares =
-            prediction.ln_sd.powi(2) + intensity.relative_uncertainty.powi(2) + PUE_UNCERTAINTY.powi(2);
+        let squares = prediction.ln_sd.powi(2)
+            + intensity.relative_uncertainty.powi(2)
+            + PUE_UNCERTAINTY.powi(2);
         Self {
             median: grams(prediction.median, intensity, pue),
             charged: grams(prediction.quantile(p), intensity, pue),
@@ -52,9 +53,15 @@ mod tests {
     #[test]
     fn a_kilowatt_hour_in_germany_emits_its_intensity_times_pue() {
         let (intensity, _) = embedded(&Place::Country("DEU".into())).unwrap();
-        let pue = Pue { value: 1.5, source: "test".into() };
+        let pue = Pue {
+            value: 1.5,
+            source: "test".into(),
+        };
         let mass = grams(Joules(3.6e6), &intensity, &pue);
-        assert_eq!(mass, Milligrams::ceil_of_grams(1.5 * intensity.grams_per_kwh));
+        assert_eq!(
+            mass,
+            Milligrams::ceil_of_grams(1.5 * intensity.grams_per_kwh)
+        );
         assert!((to_joules(mass, &intensity, &pue).0 / 3.6e6 - 1.0).abs() < 1e-5);
     }
 }

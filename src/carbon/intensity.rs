@@ -51,7 +51,11 @@ impl Intensity {
     /// Where the value is not in 0 < x ≤ 2000 g/kWh.
     pub fn check(self) -> Result<Self, IntensityError> {
         let grams = self.grams_per_kwh;
-        if grams > 0.0 && grams <= 2000.0 { Ok(self) } else { Err(IntensityError(grams)) }
+        if grams > 0.0 && grams <= 2000.0 {
+            Ok(self)
+        } else {
+            Err(IntensityError(grams))
+        }
     }
 }
 
@@ -63,7 +67,11 @@ impl fmt::Display for Intensity {
             Kind::Forecast => "forecast",
             Kind::Static => "static",
         };
-        write!(f, "{} {:.0} g/kWh ({kind}, {})", self.zone, self.grams_per_kwh, self.source)
+        write!(
+            f,
+            "{} {:.0} g/kWh ({kind}, {})",
+            self.zone, self.grams_per_kwh, self.source
+        )
     }
 }
 

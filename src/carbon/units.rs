@@ -16,7 +16,10 @@ pub struct Milligrams(pub i64);
 impl Milligrams {
     /// The smallest whole number of milligrams that is not less than `grams`; the largest
     /// representable for what is not finite, so that nothing broken is ever cheap.
-    #[expect(clippy::cast_possible_truncation, reason = "clamped to the range of i64 first")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "clamped to the range of i64 first"
+    )]
     pub fn ceil_of_grams(grams: f64) -> Self {
         let milligrams = (grams * 1000.0).ceil();
         if milligrams.is_nan() || milligrams >= i64::MAX as f64 {
@@ -46,7 +49,11 @@ impl fmt::Display for Milligrams {
             usize::from(value.abs() < 100.0)
         };
         let text = format!("{value:.digits$}");
-        let text = if digits > 0 { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+        let text = if digits > 0 {
+            text.trim_end_matches('0').trim_end_matches('.')
+        } else {
+            &text
+        };
         write!(f, "{text} {unit}")
     }
 }
@@ -63,7 +70,9 @@ impl FromStr for Milligrams {
     fn from_str(text: &str) -> Result<Self, MassError> {
         let wrong = || MassError(text.chars().take(40).collect());
         let trimmed = text.trim();
-        let split = trimmed.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
+        let split = trimmed
+            .find(|c: char| c.is_ascii_alphabetic())
+            .ok_or_else(wrong)?;
         let (number, unit) = trimmed.split_at(split);
         let number = number.trim();
         let plain = number.chars().all(|c| c.is_ascii_digit() || c == '.');
@@ -76,7 +85,10 @@ impl FromStr for Milligrams {
                 "t" => 1e6,
                 _ => return Err(wrong()),
             };
-        #[expect(clippy::cast_possible_truncation, reason = "checked to be within 1e15 mg")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "checked to be within 1e15 mg"
+        )]
         match (grams * 1000.0).round() {
             mg if (1.0..=1e15).contains(&mg) => Ok(Self(mg as i64)),
             _ => Err(wrong()),
@@ -123,18 +135,30 @@ mod tests {
 
     #[test]
     fn masses_read_as_people_write_them() {
-        for (text, mg) in [("5kg", 5_000_000), ("1.5 g", 1500), ("300mg", 300), ("2t", 2_000_000_000)] {
+        for (text, mg) in [
+            ("5kg", 5_000_000),
+            ("1.5 g", 1500),
+            ("300mg", 300),
+            ("2t", 2_000_000_000),
+        ] {
             assert_eq!(text.parse::<Milligrams>().unwrap().0, mg, "{text}");
         }
-        for text in ["", "5", "kg", "-1g", "5 lb", "1e9kg", "0g", "NaNg", "1_000g"] {
+        for text in [
+            "", "5", "kg", "-1g", "5 lb", "1e9kg", "0g", "NaNg", "1_000g",
+        ] {
             assert!(text.parse::<Milligrams>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn masses_print_in_the_unit_people_expect() {
-        for (mg, text) in [(0, "0 mg"), (812_000, "812 g"), (5_000_000, "5 kg"), (1_234, "1.23 g"), (-20, "-20 mg")]
-        {
+        for (mg, text) in [
+            (0, "0 mg"),
+            (812_000, "812 g"),
+            (5_000_000, "5 kg"),
+            (1_234, "1.23 g"),
+            (-20, "-20 mg"),
+        ] {
             assert_eq!(Milligrams(mg).to_string(), text);
         }
     }

@@ -55,8 +55,11 @@ struct LeaseFlags {
 
 impl LeaseFlags {
     fn terms(&self) -> Result<lease::Terms, WrongInput> {
-        let (duration, deadline, retry) =
-            (self.lease_duration_seconds, self.lease_renew_deadline_seconds, self.lease_retry_seconds);
+        let (duration, deadline, retry) = (
+            self.lease_duration_seconds,
+            self.lease_renew_deadline_seconds,
+            self.lease_retry_seconds,
+        );
         if retry == 0 || deadline <= retry || duration <= deadline {
             return Err(WrongInput(format!(
                 "--lease-retry-seconds {retry}, --lease-renew-deadline-seconds {deadline} and \
@@ -98,7 +101,9 @@ impl Controller {
 
 /// Predicts, holds and refuses at admission.
 #[derive(Debug, Args)]
-#[command(after_help = "Endpoints: /mutate and /validate over TLS; /metrics, /healthz, /readyz on the admin address")]
+#[command(
+    after_help = "Endpoints: /mutate and /validate over TLS; /metrics, /healthz, /readyz on the admin address"
+)]
 pub(super) struct Webhook {
     /// Namespace of Jouleward itself.
     #[arg(long, env = "POD_NAMESPACE", default_value = "jouleward-system")]
@@ -153,9 +158,10 @@ pub(super) struct Release {
 impl Release {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = client().await?;
-        let lifted = crate::cluster::release(&client, self.namespace.as_deref(), self.name.as_deref())
-            .await
-            .context("the cluster could not be asked for held jobs")?;
+        let lifted =
+            crate::cluster::release(&client, self.namespace.as_deref(), self.name.as_deref())
+                .await
+                .context("the cluster could not be asked for held jobs")?;
         report(self.output, &lifted)
     }
 }
@@ -170,7 +176,9 @@ pub(super) struct Uninstall {
 impl Uninstall {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = client().await?;
-        let lifted = crate::cluster::uninstall(&client).await.context("the uninstall did not finish; run it again")?;
+        let lifted = crate::cluster::uninstall(&client)
+            .await
+            .context("the uninstall did not finish; run it again")?;
         report(self.output, &lifted)
     }
 }
@@ -190,8 +198,16 @@ fn report(format: Format, lifted: &Lifted) -> anyhow::Result<()> {
         let mut rows: Vec<Vec<String>> = lifted.removed.iter().map(line("removed")).collect();
         rows.extend(lifted.released.iter().map(line("released")));
         rows.extend(lifted.failed.iter().map(line("FAILED")));
-        if rows.is_empty() { "nothing of ours is held\n".to_owned() } else { columns(&rows) }
+        if rows.is_empty() {
+            "nothing of ours is held\n".to_owned()
+        } else {
+            columns(&rows)
+        }
     })?;
-    anyhow::ensure!(lifted.failed.is_empty(), "{} holds could not be lifted", lifted.failed.len());
+    anyhow::ensure!(
+        lifted.failed.is_empty(),
+        "{} holds could not be lifted",
+        lifted.failed.len()
+    );
     Ok(())
 }

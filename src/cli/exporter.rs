@@ -50,8 +50,18 @@ impl Exporter {
     pub(super) async fn run(self, stop: Stop) -> anyhow::Result<()> {
         let settings = Settings {
             interval: seconds("--interval-seconds", self.interval_seconds, 0.1, 10.0)?,
-            publish_delay: seconds("--publish-delay-seconds", self.publish_delay_seconds, 0.0, 3600.0)?,
-            hold_after_end: seconds("--hold-after-end-seconds", self.hold_after_end_seconds, 0.0, 86_400.0)?,
+            publish_delay: seconds(
+                "--publish-delay-seconds",
+                self.publish_delay_seconds,
+                0.0,
+                3600.0,
+            )?,
+            hold_after_end: seconds(
+                "--hold-after-end-seconds",
+                self.hold_after_end_seconds,
+                0.0,
+                86_400.0,
+            )?,
             idle_milliwatts: self.idle_watts.map(milliwatts).transpose()?,
             node: self.node_name,
             listen: self.listen,
@@ -70,15 +80,23 @@ fn seconds(flag: &str, value: f64, least: f64, most: f64) -> Result<Duration, Wr
     if (least..=most).contains(&value) {
         Ok(Duration::from_secs_f64(value))
     } else {
-        Err(WrongInput(format!("{flag} {value} is not from {least} to {most} seconds")))
+        Err(WrongInput(format!(
+            "{flag} {value} is not from {least} to {most} seconds"
+        )))
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be small and positive")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to be small and positive"
+)]
 fn milliwatts(watts: f64) -> Result<u64, WrongInput> {
     if (0.0..=1000.0).contains(&watts) {
         Ok((watts * 1000.0) as u64)
     } else {
-        Err(WrongInput(format!("--idle-watts {watts} is not from 0 to 1000")))
+        Err(WrongInput(format!(
+            "--idle-watts {watts} is not from 0 to 1000"
+        )))
     }
 }

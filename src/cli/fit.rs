@@ -54,7 +54,8 @@ struct LeftOut {
 impl Fit {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let path = self.data.display();
-        let text = std::fs::read_to_string(&self.data).with_context(|| format!("cannot read {path}"))?;
+        let text =
+            std::fs::read_to_string(&self.data).with_context(|| format!("cannot read {path}"))?;
         let dataset = read_csv(&text, &Catalogue::built_in())
             .map_err(|error| WrongInput(format!("{path}: {error}")))?;
         let mut laws = Vec::new();
@@ -69,27 +70,41 @@ impl Fit {
                     gpu: gpu.to_string(),
                     form,
                     parameters: parameters(&law),
-                    leave_one_model_out: (in_sample.models >= 3).then(|| leave_one_model_out(form, runs)),
+                    leave_one_model_out: (in_sample.models >= 3)
+                        .then(|| leave_one_model_out(form, runs)),
                     in_sample,
                 });
             }
         }
-        let left_out = dataset.left_out.into_iter().map(|row| LeftOut { line: row.line, why: row.why });
-        let report = Report { laws, left_out: left_out.collect() };
+        let left_out = dataset.left_out.into_iter().map(|row| LeftOut {
+            line: row.line,
+            why: row.why,
+        });
+        let report = Report {
+            laws,
+            left_out: left_out.collect(),
+        };
         if report.laws.is_empty() {
-            let why = report.left_out.first().map_or("it has no rows".to_owned(), |row| {
-                format!("line {}: {}", row.line, row.why)
-            });
+            let why = report
+                .left_out
+                .first()
+                .map_or("it has no rows".to_owned(), |row| {
+                    format!("line {}: {}", row.line, row.why)
+                });
             return Err(WrongInput(format!("{path} has no row that can be used; {why}")).into());
         }
         print(self.output, &report, table)
     }
 
     fn save(&self, gpu: &Gpu, law: &Law) -> anyhow::Result<()> {
-        let Some(folder) = &self.save else { return Ok(()) };
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let Some(folder) = &self.save else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
         let path = folder.join(format!("{}.json", gpu.law_name()));
-        std::fs::write(&path, law.save()).with_context(|| format!("cannot write {}", path.display()))
+        std::fs::write(&path, law.save())
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -103,11 +118,21 @@ fn parameters(law: &Law) -> BTreeMap<String, f64> {
 
 fn table(report: &Report) -> String {
     let percent = |x: f64| format!("{:.1} %", x * 100.0);
-    let header = ["GPU", "LAW", "RUNS", "MODELS", "MAPE", "LEAVE-ONE-MODEL-OUT", "WORST", "90 % COVERS"];
+    let header = [
+        "GPU",
+        "LAW",
+        "RUNS",
+        "MODELS",
+        "MAPE",
+        "LEAVE-ONE-MODEL-OUT",
+        "WORST",
+        "90 % COVERS",
+    ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for law in &report.laws {
         let left = law.leave_one_model_out;
-        let or_dash = |pick: fn(Score) -> f64| left.map_or("-".to_owned(), |score| percent(pick(score)));
+        let or_dash =
+            |pick: fn(Score) -> f64| left.map_or("-".to_owned(), |score| percent(pick(score)));
         rows.push(vec![
             law.gpu.clone(),
             law.form.as_str().to_owned(),
@@ -122,7 +147,12 @@ fn table(report: &Report) -> String {
     let mut text = columns(&rows);
     for law in report.laws.iter().filter(|law| law.form == Form::Additive) {
         let get = |name: &str| law.parameters.get(name).copied().unwrap_or(f64::NAN);
-        text += &format!("{}: {:.2} J a step, {:.2} J a TFLOP\n", law.gpu, get("step"), get("teraflop"));
+        text += &format!(
+            "{}: {:.2} J a step, {:.2} J a TFLOP\n",
+            law.gpu,
+            get("step"),
+            get("teraflop")
+        );
     }
     if !report.left_out.is_empty() {
         text += &format!("{} rows left out:\n", report.left_out.len());

@@ -27,7 +27,13 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// What is logged, for example info or info,jouleward=debug.
-    #[arg(long, global = true, env = "JOULEWARD_LOG", default_value = "info", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "JOULEWARD_LOG",
+        default_value = "info",
+        hide_env = true
+    )]
     log: String,
 }
 
@@ -90,7 +96,10 @@ fn serve<F>(run: impl FnOnce(shutdown::Stop) -> F) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let (stopper, stop) = shutdown::pair();
         let work = run(stop);

@@ -4,7 +4,9 @@ use super::WrongInput;
 use super::output::{Format, columns, print};
 use crate::budget::{Estimate, Oracle, Request};
 use crate::carbon::{Intensity, Milligrams, Place, Pue, embedded};
-use crate::law::workload::{BATCH, GUIDANCE, HEIGHT, IMAGES, MODEL, PRECISION, STEPS, TRUE_CFG, WIDTH};
+use crate::law::workload::{
+    BATCH, GUIDANCE, HEIGHT, IMAGES, MODEL, PRECISION, STEPS, TRUE_CFG, WIDTH,
+};
 use crate::law::{Catalogue, Gpu, Joules, Law, Workload};
 use anyhow::Context;
 use clap::Args;
@@ -101,22 +103,46 @@ struct Report {
 impl Predict {
     pub(super) fn run(self) -> anyhow::Result<()> {
         if !(self.quantile > 0.0 && self.quantile < 1.0) {
-            return Err(wrong(format!("--quantile {} is not between 0 and 1, for example 0.9", self.quantile)));
+            return Err(wrong(format!(
+                "--quantile {} is not between 0 and 1, for example 0.9",
+                self.quantile
+            )));
         }
         let catalogue = Catalogue::built_in();
-        let workload = Workload::from_annotations(&self.annotations(), &catalogue).map_err(|errors| {
-            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            wrong(lines.join("; ").replace("annotation jouleward.dev/", "--"))
+        let workload =
+            Workload::from_annotations(&self.annotations(), &catalogue).map_err(|errors| {
+                let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                wrong(lines.join("; ").replace("annotation jouleward.dev/", "--"))
+            })?;
+        let gpu = Gpu::parse(&self.gpu).ok_or_else(|| {
+            wrong(format!(
+                "--gpu is empty; for example {}",
+                crate::law::GPU_EXAMPLES
+            ))
         })?;
-        let gpu = Gpu::parse(&self.gpu)
-            .ok_or_else(|| wrong(format!("--gpu is empty; for example {}", crate::law::GPU_EXAMPLES)))?;
         let fallback = self.grid()?;
         let laws = self.laws(&gpu)?;
-        let source = if laws.is_empty() { gpu.prior().source.to_owned() } else { "file".to_owned() };
-        let oracle = Oracle { catalogue, laws, sites: Vec::new(), fallback };
-        let request = Request { workload, pods: self.pods, gpus: self.gpus, eligible: vec![gpu] };
+        let source = if laws.is_empty() {
+            gpu.prior().source.to_owned()
+        } else {
+            "file".to_owned()
+        };
+        let oracle = Oracle {
+            catalogue,
+            laws,
+            sites: Vec::new(),
+            fallback,
+        };
+        let request = Request {
+            workload,
+            pods: self.pods,
+            gpus: self.gpus,
+            eligible: vec![gpu],
+        };
         let estimate = oracle.estimate(&request, self.quantile)?;
-        print(self.output, &self.report(&estimate, &source), |report| table(report, &estimate))
+        print(self.output, &self.report(&estimate, &source), |report| {
+            table(report, &estimate)
+        })
     }
 
     fn annotations(&self) -> BTreeMap<String, String> {
@@ -131,7 +157,10 @@ impl Predict {
             (IMAGES, self.num_images.as_ref()),
             (BATCH, self.batch_size.as_ref()),
         ];
-        given.into_iter().filter_map(|(a, value)| Some((a.name.to_owned(), value?.clone()))).collect()
+        given
+            .into_iter()
+            .filter_map(|(a, value)| Some((a.name.to_owned(), value?.clone())))
+            .collect()
     }
 
     fn grid(&self) -> anyhow::Result<(Intensity, Pue)> {
@@ -141,30 +170,54 @@ impl Predict {
                 let (provider, region) = region.split_once('/').ok_or_else(|| {
                     wrong(format!("--cloud-region {region:?} is not PROVIDER/REGION, for example aws/eu-central-1"))
                 })?;
-                Place::Region { provider: provider.to_owned(), region: region.to_owned() }
+                Place::Region {
+                    provider: provider.to_owned(),
+                    region: region.to_owned(),
+                }
             }
             _ => Place::World,
         };
-        let (mut intensity, mut pue) = embedded(&place).map_err(|error| wrong(error.to_string()))?;
+        let (mut intensity, mut pue) =
+            embedded(&place).map_err(|error| wrong(error.to_string()))?;
         if let Some(grams_per_kwh) = self.intensity {
-            intensity = Intensity { grams_per_kwh, zone: "given".into(), source: "--intensity".into(), ..intensity };
-            intensity = intensity.check().map_err(|error| wrong(format!("--intensity: {error}")))?;
+            intensity = Intensity {
+                grams_per_kwh,
+                zone: "given".into(),
+                source: "--intensity".into(),
+                ..intensity
+            };
+            intensity = intensity
+                .check()
+                .map_err(|error| wrong(format!("--intensity: {error}")))?;
         }
         if let Some(value) = self.pue {
             if !(1.0..=5.0).contains(&value) {
-                return Err(wrong(format!("--pue {value} is not from 1 to 5, for example 1.2")));
+                return Err(wrong(format!(
+                    "--pue {value} is not from 1 to 5, for example 1.2"
+                )));
             }
-            pue = Pue { value, source: "--pue".to_owned() };
+            pue = Pue {
+                value,
+                source: "--pue".to_owned(),
+            };
         }
         Ok((intensity, pue))
     }
 
     fn laws(&self, gpu: &Gpu) -> anyhow::Result<BTreeMap<Gpu, Law>> {
-        let Some(path) = &self.law else { return Ok(BTreeMap::new()) };
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let law = Law::load(&text).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
+        let Some(path) = &self.law else {
+            return Ok(BTreeMap::new());
+        };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let law =
+            Law::load(&text).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
         if law.gpu != *gpu {
-            return Err(wrong(format!("{} is the law of {}, not of {gpu}", path.display(), law.gpu)));
+            return Err(wrong(format!(
+                "{} is the law of {}, not of {gpu}",
+                path.display(),
+                law.gpu
+            )));
         }
         Ok(BTreeMap::from([(gpu.clone(), law)]))
     }
@@ -190,7 +243,11 @@ impl Predict {
             intensity: estimate.intensity.to_string(),
             pue: estimate.pue.value,
             pue_source: estimate.pue.source.clone(),
-            law: format!("{}, {} runs, {source}", estimate.form.as_str(), estimate.observations),
+            law: format!(
+                "{}, {} runs, {source}",
+                estimate.form.as_str(),
+                estimate.observations
+            ),
             assumed: estimate.workload.assumed.clone(),
         }
     }
@@ -204,7 +261,13 @@ fn table(report: &Report, estimate: &Estimate) -> String {
     let tera = |x: f64| format!("{x:.2} TFLOP");
     let w = &estimate.workload;
     let mut rows = vec![
-        vec!["job".into(), format!("{} images, {} {}x{}, {} steps", report.images, w.model, w.width, w.height, w.steps)],
+        vec![
+            "job".into(),
+            format!(
+                "{} images, {} {}x{}, {} steps",
+                report.images, w.model, w.width, w.height, w.steps
+            ),
+        ],
         vec!["GPU".into(), report.gpu.clone()],
         vec![
             "work".into(),
@@ -235,13 +298,22 @@ fn table(report: &Report, estimate: &Estimate) -> String {
             ),
         ],
         vec!["grid".into(), report.intensity.clone()],
-        vec!["PUE".into(), format!("{:.2}, {}", report.pue, report.pue_source)],
+        vec![
+            "PUE".into(),
+            format!("{:.2}, {}", report.pue, report.pue_source),
+        ],
         vec!["law".into(), report.law.clone()],
     ];
     if !report.assumed.is_empty() {
-        let names: Vec<String> =
-            report.assumed.iter().map(|name| name.replace("jouleward.dev/", "--")).collect();
-        rows.push(vec!["assumed".into(), format!("pipeline defaults for {}", names.join(", "))]);
+        let names: Vec<String> = report
+            .assumed
+            .iter()
+            .map(|name| name.replace("jouleward.dev/", "--"))
+            .collect();
+        rows.push(vec![
+            "assumed".into(),
+            format!("pipeline defaults for {}", names.join(", ")),
+        ]);
     }
     columns(&rows)
 }

@@ -71,7 +71,9 @@ impl From<kube::Error> for Failure {
         match error {
             kube::Error::Api(status) if status.code == 409 => Self::Conflict,
             kube::Error::Api(status) if status.code == 404 => Self::NotFound,
-            kube::Error::Api(status) if status.code == 422 || status.code == 403 => Self::Invalid(status.message.clone()),
+            kube::Error::Api(status) if status.code == 422 || status.code == 403 => {
+                Self::Invalid(status.message.clone())
+            }
             other => Self::Api(Box::new(other)),
         }
     }
@@ -111,7 +113,12 @@ impl Caches {
             laws: self.laws.all(),
             models: self.models.all(),
             zones: self.zones.all(),
-            nodes: self.nodes.all().iter().map(|node| (**node).clone()).collect(),
+            nodes: self
+                .nodes
+                .all()
+                .iter()
+                .map(|node| (**node).clone())
+                .collect(),
         }
     }
 }
@@ -134,8 +141,13 @@ const CALL_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Context {
     /// Runs one call to the API server within its deadline.
-    pub(super) async fn call<T>(&self, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
-        let result = tokio::time::timeout(CALL_DEADLINE, call).await.map_err(|_| Failure::Late);
+    pub(super) async fn call<T>(
+        &self,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, Failure> {
+        let result = tokio::time::timeout(CALL_DEADLINE, call)
+            .await
+            .map_err(|_| Failure::Late);
         let result = result.and_then(|result| result.map_err(Failure::from));
         if let Err(error) = &result {
             let code = match error {
@@ -145,7 +157,8 @@ impl Context {
                 Failure::Late => "timeout",
                 _ => "unreachable",
             };
-            self.tallies.count(&c::API_ERRORS, vec![("code", code.to_owned())]);
+            self.tallies
+                .count(&c::API_ERRORS, vec![("code", code.to_owned())]);
         }
         result
     }
@@ -159,12 +172,17 @@ impl Context {
     }
 
     pub(super) fn is_leading(&self) -> bool {
-        self.settings.ignore_lease || clock::monotonic_micros() < self.leads_until.load(Ordering::Acquire)
+        self.settings.ignore_lease
+            || clock::monotonic_micros() < self.leads_until.load(Ordering::Acquire)
     }
 
     /// Asked before every write: who could not renew in time must not spend.
     pub(super) fn check_leading(&self) -> Result<(), Failure> {
-        if self.is_leading() { Ok(()) } else { Err(Failure::Deposed) }
+        if self.is_leading() {
+            Ok(())
+        } else {
+            Err(Failure::Deposed)
+        }
     }
 
     /// The oracle of this cycle.
@@ -231,8 +249,12 @@ pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), s
     // Any end but the asked-for one ends the process: no part runs on alone.
     while let Some(ended) = tasks.join_next().await {
         if !stop.is_stopped() {
-            let why = ended.err().map_or("ended".to_owned(), |error| error.to_string());
-            return Err(std::io::Error::other(format!("a part of the controller stopped: {why}")));
+            let why = ended
+                .err()
+                .map_or("ended".to_owned(), |error| error.to_string());
+            return Err(std::io::Error::other(format!(
+                "a part of the controller stopped: {why}"
+            )));
         }
     }
     Ok(())
@@ -243,20 +265,63 @@ fn watch_all(tasks: &mut JoinSet<()>, context: &Arc<Context>, stop: &Stop) {
     let caches = &context.caches;
     macro_rules! watch {
         ($api:expr, $config:expr, $reduce:expr, $cache:ident) => {
-            tasks.spawn(keep($api, $config, $reduce, caches.$cache.clone(), context.changed.clone(), stop.clone()))
+            tasks.spawn(keep(
+                $api,
+                $config,
+                $reduce,
+                caches.$cache.clone(),
+                context.changed.clone(),
+                stop.clone(),
+            ))
         };
     }
     let all = Config::default;
-    watch!(Api::<DeserializeGuard<CarbonBudget>>::all(client.clone()), all(), parsed, budgets);
-    watch!(Api::<DeserializeGuard<CarbonReservation>>::all(client.clone()), all(), parsed, reservations);
-    watch!(Api::<DeserializeGuard<EnergyLaw>>::all(client.clone()), all(), parsed, laws);
-    watch!(Api::<DeserializeGuard<DiffusionModel>>::all(client.clone()), all(), parsed, models);
-    watch!(Api::<DeserializeGuard<GridZone>>::all(client.clone()), all(), parsed, zones);
-    watch!(Api::<PartialObjectMeta<Node>>::all(client.clone()), all(), stores::node, nodes);
-    watch!(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), all(), Some, namespaces);
+    watch!(
+        Api::<DeserializeGuard<CarbonBudget>>::all(client.clone()),
+        all(),
+        parsed,
+        budgets
+    );
+    watch!(
+        Api::<DeserializeGuard<CarbonReservation>>::all(client.clone()),
+        all(),
+        parsed,
+        reservations
+    );
+    watch!(
+        Api::<DeserializeGuard<EnergyLaw>>::all(client.clone()),
+        all(),
+        parsed,
+        laws
+    );
+    watch!(
+        Api::<DeserializeGuard<DiffusionModel>>::all(client.clone()),
+        all(),
+        parsed,
+        models
+    );
+    watch!(
+        Api::<DeserializeGuard<GridZone>>::all(client.clone()),
+        all(),
+        parsed,
+        zones
+    );
+    watch!(
+        Api::<PartialObjectMeta<Node>>::all(client.clone()),
+        all(),
+        stores::node,
+        nodes
+    );
+    watch!(
+        Api::<PartialObjectMeta<Namespace>>::all(client.clone()),
+        all(),
+        Some,
+        namespaces
+    );
     watch!(Api::<Job>::all(client.clone()), all(), stores::job, jobs);
     watch!(Api::<Pod>::all(client.clone()), all(), stores::pod, pods);
-    let exporters = all().labels("app.kubernetes.io/name=jouleward,app.kubernetes.io/component=exporter");
+    let exporters =
+        all().labels("app.kubernetes.io/name=jouleward,app.kubernetes.io/component=exporter");
     let own = Api::<Pod>::namespaced(client.clone(), &context.settings.namespace);
     watch!(own, exporters, stores::exporter, exporters);
 }
@@ -268,19 +333,27 @@ async fn hold_lease(context: Arc<Context>, stop: Stop) {
     let mut watched = Watched::default();
     while !stop.is_stopped() {
         let asked = clock::monotonic_micros();
-        let mine = context.call(lease::tend(&api, LEASE, &me, &mut watched, &terms, asked)).await;
+        let mine = context
+            .call(lease::tend(&api, LEASE, &me, &mut watched, &terms, asked))
+            .await;
         match mine {
             Ok(true) => {
                 let deadline = u64::try_from(terms.renew_deadline.as_micros()).unwrap_or(u64::MAX);
                 if !context.is_leading() {
                     tracing::info!(epoch = watched.transitions, "leads");
                 }
-                context.epoch.store(i64::from(watched.transitions), Ordering::Release);
-                context.leads_until.store(asked.saturating_add(deadline), Ordering::Release);
+                context
+                    .epoch
+                    .store(i64::from(watched.transitions), Ordering::Release);
+                context
+                    .leads_until
+                    .store(asked.saturating_add(deadline), Ordering::Release);
                 context.changed.notify_one();
             }
             Ok(false) => context.leads_until.store(0, Ordering::Release),
-            Err(error) => tracing::warn!(error = %crate::serve::telemetry::chain(&error), "the lease could not be tended"),
+            Err(error) => {
+                tracing::warn!(error = %crate::serve::telemetry::chain(&error), "the lease could not be tended")
+            }
         }
         tokio::select! {
             () = stop.wait() => break,
@@ -303,7 +376,9 @@ async fn scrape(context: Arc<Context>, stop: Stop) {
         }
         for (node, error) in pages.refresh(context.caches.exporters.all()).await {
             tracing::debug!(node, %error, "an exporter does not answer");
-            context.tallies.count(&c::EXPORTER_ERRORS, vec![("node", node)]);
+            context
+                .tallies
+                .count(&c::EXPORTER_ERRORS, vec![("node", node)]);
         }
         if let Ok(mut shared) = context.pages.lock() {
             *shared = Arc::new(pages.clone());
@@ -329,7 +404,9 @@ async fn work(context: Arc<Context>, stop: Stop) {
         let began = clock::monotonic_micros();
         cycle::run(&context, &mut memory).await;
         let seconds = clock::monotonic_micros().saturating_sub(began) as f64 / 1e6;
-        context.tallies.observe(&c::CYCLE_SECONDS, Vec::new(), seconds);
+        context
+            .tallies
+            .observe(&c::CYCLE_SECONDS, Vec::new(), seconds);
     }
 }
 
@@ -343,16 +420,29 @@ fn answer(call: &Call, context: &Context) -> Answer {
             families.push(leader);
             families.extend(context.tallies.families(c::CONTROLLER_METRICS));
             let (body, content_type) = render(families, call.accept.as_deref());
-            Answer { status: StatusCode::OK, content_type, body: body.into_bytes() }
+            Answer {
+                status: StatusCode::OK,
+                content_type,
+                body: body.into_bytes(),
+            }
         }
         "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
         "/readyz" if context.caches.synced() => Answer::text(StatusCode::OK, "ok\n"),
-        "/readyz" => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "caches are not synced yet\n"),
+        "/readyz" => Answer::text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "caches are not synced yet\n",
+        ),
         _ => Answer::not_found(),
     }
 }
 
 /// Namespaces that exist, with their labels.
 pub(super) fn labels(context: &Context) -> BTreeMap<String, BTreeMap<String, String>> {
-    context.caches.namespaces.all().iter().map(|n| (n.name_any(), n.labels().clone())).collect()
+    context
+        .caches
+        .namespaces
+        .all()
+        .iter()
+        .map(|n| (n.name_any(), n.labels().clone()))
+        .collect()
 }

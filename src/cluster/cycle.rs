@@ -49,7 +49,11 @@ pub(super) async fn run(context: &Context, memory: &mut Memory) {
     if let Err(error) = upkeep::run(context).await {
         note("upkeep", &error);
     }
-    let pages = context.pages.lock().map(|pages| pages.clone()).unwrap_or_default();
+    let pages = context
+        .pages
+        .lock()
+        .map(|pages| pages.clone())
+        .unwrap_or_default();
     for pod in context.caches.pods.all() {
         if let Some((kind, owner)) = &pod.work.owner
             && kind == "Job"
@@ -58,11 +62,34 @@ pub(super) async fn run(context: &Context, memory: &mut Memory) {
         }
     }
     let works = works(context);
-    let mut namespaces: BTreeSet<String> = context.caches.budgets.all().iter().filter_map(|b| b.namespace()).collect();
-    namespaces.extend(works.iter().filter(|work| work.held).map(|work| work.namespace.clone()));
-    namespaces.extend(context.caches.reservations.all().iter().filter(|r| !settled(r)).filter_map(|r| r.namespace()));
+    let mut namespaces: BTreeSet<String> = context
+        .caches
+        .budgets
+        .all()
+        .iter()
+        .filter_map(|b| b.namespace())
+        .collect();
+    namespaces.extend(
+        works
+            .iter()
+            .filter(|work| work.held)
+            .map(|work| work.namespace.clone()),
+    );
+    namespaces.extend(
+        context
+            .caches
+            .reservations
+            .all()
+            .iter()
+            .filter(|r| !settled(r))
+            .filter_map(|r| r.namespace()),
+    );
     for namespace in &namespaces {
-        let local: Vec<Work> = works.iter().filter(|work| work.namespace == *namespace).cloned().collect();
+        let local: Vec<Work> = works
+            .iter()
+            .filter(|work| work.namespace == *namespace)
+            .cloned()
+            .collect();
         if let Err(error) = cycle(context, memory, namespace, &local, &pages).await {
             if matches!(error, Failure::Deposed) {
                 return;
@@ -76,8 +103,12 @@ pub(super) async fn run(context: &Context, memory: &mut Memory) {
 fn note(what: &str, error: &Failure) {
     match error {
         // Lost races are the design at work.
-        Failure::Conflict | Failure::NotFound => tracing::debug!(what, %error, "again in the next cycle"),
-        _ => tracing::warn!(what, error = %crate::serve::telemetry::chain(error), "again in the next cycle"),
+        Failure::Conflict | Failure::NotFound => {
+            tracing::debug!(what, %error, "again in the next cycle")
+        }
+        _ => {
+            tracing::warn!(what, error = %crate::serve::telemetry::chain(error), "again in the next cycle")
+        }
     }
 }
 
@@ -90,7 +121,10 @@ fn works(context: &Context) -> Vec<Work> {
 }
 
 pub(super) fn settled(reservation: &CarbonReservation) -> bool {
-    reservation.status.as_ref().is_some_and(|status| status.settled)
+    reservation
+        .status
+        .as_ref()
+        .is_some_and(|status| status.settled)
 }
 
 async fn cycle(
@@ -101,8 +135,11 @@ async fn cycle(
     pages: &Pages,
 ) -> Result<(), Failure> {
     let budgets: Vec<Arc<CarbonBudget>> = context.caches.budgets.within(namespace);
-    let live: Vec<Arc<CarbonBudget>> =
-        budgets.iter().filter(|b| b.metadata.deletion_timestamp.is_none()).cloned().collect();
+    let live: Vec<Arc<CarbonBudget>> = budgets
+        .iter()
+        .filter(|b| b.metadata.deletion_timestamp.is_none())
+        .cloned()
+        .collect();
     track(context, memory, namespace, works, pages, &live).await?;
     let terms: Vec<Terms> = live.iter().filter_map(|budget| Terms::of(budget)).collect();
     if strictest(&terms) != Some(Mode::Enforce) {
@@ -127,9 +164,13 @@ async fn decide(
     terms: &[Terms],
 ) -> Result<(), Failure> {
     let reservations = context.caches.reservations.within(namespace);
-    let reserved: HashSet<&str> = reservations.iter().map(|r| r.spec.workload.uid.as_str()).collect();
+    let reserved: HashSet<&str> = reservations
+        .iter()
+        .map(|r| r.spec.workload.uid.as_str())
+        .collect();
     let enforce = strictest(terms) == Some(Mode::Enforce);
-    let open = |work: &&Work| work.progress == Progress::Open && !reserved.contains(work.uid.as_str());
+    let open =
+        |work: &&Work| work.progress == Progress::Open && !reserved.contains(work.uid.as_str());
     let mut question = Question::default();
     let mut held = 0;
     for work in works.iter().filter(open) {
@@ -143,7 +184,10 @@ async fn decide(
         }
     }
     // A hold whose grant is persisted, and whose release a crash kept from happening.
-    for work in works.iter().filter(|work| work.held && reserved.contains(work.uid.as_str())) {
+    for work in works
+        .iter()
+        .filter(|work| work.held && reserved.contains(work.uid.as_str()))
+    {
         let name = CarbonReservation::name_of(work.kind.as_str(), &work.uid);
         lift::lift(context, work, Some(&name)).await?;
     }
@@ -152,12 +196,23 @@ async fn decide(
         reservations: reservations.iter().map(|r| (**r).clone()).collect(),
     };
     let now = context.now();
-    let cached = decide_on(namespace, &ledger.terms(now), &question, &context.oracle(), now);
+    let cached = decide_on(
+        namespace,
+        &ledger.terms(now),
+        &question,
+        &context.oracle(),
+        now,
+    );
     let stale = ledger.budgets.iter().any(|budget| {
         let granting = budget.status.clone().unwrap_or_default().granting;
         let before = budget.status.clone().unwrap_or_default();
         let after = status_of(context, budget, &ledger, &[], held, now);
-        !granting.is_empty() || before != crate::api::BudgetStatus { lease_epoch: before.lease_epoch, ..after }
+        !granting.is_empty()
+            || before
+                != crate::api::BudgetStatus {
+                    lease_epoch: before.lease_epoch,
+                    ..after
+                }
     });
     for waiting in &cached.waiting {
         if let Some(work) = works.iter().find(|work| work.uid == waiting.uid) {
@@ -176,10 +231,20 @@ async fn decide(
     let committed = commit(context, namespace, &question, &known, held).await?;
     let by_uid = by_uid(works);
     for (uid, masses) in &committed.granted {
-        let Some(work) = by_uid.get(uid.as_str()) else { continue };
+        let Some(work) = by_uid.get(uid.as_str()) else {
+            continue;
+        };
         fulfil(context, work, masses, terms, !work.held).await?;
-        let reason = committed.plan.grants.iter().find(|g| g.uid == *uid).map_or("Fits", |g| g.reason.as_str());
-        let labels = vec![("namespace", namespace.to_owned()), ("reason", reason.to_owned())];
+        let reason = committed
+            .plan
+            .grants
+            .iter()
+            .find(|g| g.uid == *uid)
+            .map_or("Fits", |g| g.reason.as_str());
+        let labels = vec![
+            ("namespace", namespace.to_owned()),
+            ("reason", reason.to_owned()),
+        ];
         context.tallies.count(&c::GRANTS, labels);
     }
     Ok(())
@@ -198,7 +263,12 @@ async fn track(
     let micros = clock::monotonic_micros();
     let buckets: Vec<(String, String)> = budgets
         .iter()
-        .filter_map(|b| Some((b.name_any(), Policy::try_from(&b.spec).ok()?.period.bucket(now))))
+        .filter_map(|b| {
+            Some((
+                b.name_any(),
+                Policy::try_from(&b.spec).ok()?.period.bucket(now),
+            ))
+        })
         .collect();
     for reservation in context.caches.reservations.within(namespace) {
         if settled(&reservation) {
@@ -211,13 +281,27 @@ async fn track(
         let complete = ended && complete(context, memory, &reservation, pages, micros);
         let mine: Vec<(String, String)> = buckets
             .iter()
-            .filter(|(name, _)| reservation.spec.budgets.iter().any(|part| part.name == *name))
+            .filter(|(name, _)| {
+                reservation
+                    .spec
+                    .budgets
+                    .iter()
+                    .any(|part| part.name == *name)
+            })
             .cloned()
             .collect();
-        let seen = Seen { pods, ended, complete, buckets: mine };
+        let seen = Seen {
+            pods,
+            ended,
+            complete,
+            buckets: mine,
+        };
         let status = follow(&reservation, &seen, &now.to_string());
         let before = reservation.status.clone().unwrap_or_default();
-        let due = memory.written.get(&uid).is_none_or(|at| micros.saturating_sub(*at) >= WRITE_EVERY_US);
+        let due = memory
+            .written
+            .get(&uid)
+            .is_none_or(|at| micros.saturating_sub(*at) >= WRITE_EVERY_US);
         if status == before || !(status.settled || due) {
             continue;
         }
@@ -237,19 +321,29 @@ async fn write(
     seen: &Seen<'_>,
 ) -> Result<(), Failure> {
     if status.settled {
-        status.observation = Some(learning::learn(context, reservation, &status, progress, &seen.pods).await?);
+        status.observation =
+            Some(learning::learn(context, reservation, &status, progress, &seen.pods).await?);
     }
     context.check_leading()?;
-    let charged = status.charged_milligrams - reservation.status.clone().unwrap_or_default().charged_milligrams;
+    let charged = status.charged_milligrams
+        - reservation
+            .status
+            .clone()
+            .unwrap_or_default()
+            .charged_milligrams;
     let api: Api<CarbonReservation> = Api::namespaced(context.client.clone(), namespace);
     let mut written = reservation.clone();
     written.metadata.managed_fields = None;
     written.status = Some(status);
     super::crash::point("before-settle");
-    context.call(api.replace_status(&reservation.name_any(), &PostParams::default(), &written)).await?;
+    context
+        .call(api.replace_status(&reservation.name_any(), &PostParams::default(), &written))
+        .await?;
     super::crash::point("after-settle");
     let labels = vec![("namespace", namespace.to_owned())];
-    context.tallies.add(&c::NAMESPACE_CO2, labels, charged.max(0) as f64 / 1000.0);
+    context
+        .tallies
+        .add(&c::NAMESPACE_CO2, labels, charged.max(0) as f64 / 1000.0);
     Ok(())
 }
 
@@ -287,15 +381,27 @@ fn complete(
         return false;
     }
     let pods = context.caches.pods.all();
-    let own = |work: &Work| work.uid == *uid || work.owner.as_ref().is_some_and(|(_, owner)| owner == uid);
-    let on_nodes: BTreeSet<&str> =
-        pods.iter().filter(|pod| own(&pod.work)).filter_map(|pod| pod.node.as_deref()).collect();
+    let own = |work: &Work| {
+        work.uid == *uid || work.owner.as_ref().is_some_and(|(_, owner)| owner == uid)
+    };
+    let on_nodes: BTreeSet<&str> = pods
+        .iter()
+        .filter(|pod| own(&pod.work))
+        .filter_map(|pod| pod.node.as_deref())
+        .collect();
     let known = reservation.status.clone().unwrap_or_default().pods;
-    let open: Vec<&str> = known.iter().filter(|pod| !pod.is_final).map(|pod| pod.uid.as_str()).collect();
+    let open: Vec<&str> = known
+        .iter()
+        .filter(|pod| !pod.is_final)
+        .map(|pod| pod.uid.as_str())
+        .collect();
     let fresh = |at: u64| at >= ended.saturating_add(SETTLE_US / 2);
-    let answered = |node: &&str| pages.of(node).is_some_and(|(page, at)| page.ready && fresh(at));
+    let answered = |node: &&str| {
+        pages
+            .of(node)
+            .is_some_and(|(page, at)| page.ready && fresh(at))
+    };
     // A pod whose exporter is away stays charged at what was set aside.
     let heard = open.is_empty() || pages.all().all(|(_, page, at)| page.ready && fresh(at));
     on_nodes.iter().all(answered) && heard
 }
-

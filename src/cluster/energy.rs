@@ -42,19 +42,26 @@ pub(super) enum ScrapeError {
 
 impl Pages {
     /// Asks all exporters at once; returns the nodes whose exporter failed.
-    pub(super) async fn refresh(&mut self, exporters: Vec<Arc<ExporterSeen>>) -> Vec<(String, ScrapeError)> {
+    pub(super) async fn refresh(
+        &mut self,
+        exporters: Vec<Arc<ExporterSeen>>,
+    ) -> Vec<(String, ScrapeError)> {
         let mut asked = JoinSet::new();
         for exporter in exporters {
             asked.spawn(async move {
                 let page = tokio::time::timeout(DEADLINE, fetch(&exporter.ip)).await;
-                (exporter.node.clone(), page.unwrap_or(Err(ScrapeError::Late)))
+                (
+                    exporter.node.clone(),
+                    page.unwrap_or(Err(ScrapeError::Late)),
+                )
             });
         }
         let mut failed = Vec::new();
         while let Some(answer) = asked.join_next().await {
             match answer {
                 Ok((node, Ok(page))) => {
-                    self.pages.insert(node, (Arc::new(page), clock::monotonic_micros()));
+                    self.pages
+                        .insert(node, (Arc::new(page), clock::monotonic_micros()));
                 }
                 Ok((node, Err(error))) => failed.push((node, error)),
                 Err(_) => {}
@@ -65,7 +72,9 @@ impl Pages {
 
     /// Pages by node, with their age's origin in µs.
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Arc<LedgerPage>, u64)> {
-        self.pages.iter().map(|(node, (page, at))| (node.as_str(), page, *at))
+        self.pages
+            .iter()
+            .map(|(node, (page, at))| (node.as_str(), page, *at))
     }
 
     pub(super) fn of(&self, node: &str) -> Option<(&Arc<LedgerPage>, u64)> {
@@ -74,18 +83,24 @@ impl Pages {
 }
 
 async fn fetch(ip: &str) -> Result<LedgerPage, ScrapeError> {
-    let address: std::net::IpAddr = ip.parse().map_err(|_| ScrapeError::Address(ip.to_owned()))?;
+    let address: std::net::IpAddr = ip
+        .parse()
+        .map_err(|_| ScrapeError::Address(ip.to_owned()))?;
     let address = std::net::SocketAddr::new(address, EXPORTER_PORT);
-    let stream =
-        TcpStream::connect(address).await.map_err(|e| ScrapeError::Connect(address.to_string(), e))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|e| ScrapeError::Connect(address.to_string(), e))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get("/v1/pods")
         .header(hyper::header::HOST, address.to_string())
         .body(Empty::<Bytes>::new())
         .map_err(|_| ScrapeError::Address(address.to_string()))?;
     let exchange = async {
         let response = sender.send_request(request).await?;
-        let body = Limited::new(response.into_body(), LARGEST_PAGE).collect().await;
+        let body = Limited::new(response.into_body(), LARGEST_PAGE)
+            .collect()
+            .await;
         Ok::<_, ScrapeError>(body.map_err(|_| ScrapeError::Body)?.to_bytes())
     };
     let body = tokio::select! {

@@ -28,7 +28,9 @@ fn budgets(context: &Context) -> Vec<Family> {
     let mut reserved = Family::new(c::BUDGET_RESERVED);
     let mut remaining = Family::new(c::BUDGET_REMAINING);
     for budget in context.caches.budgets.all() {
-        let Some(status) = &budget.status else { continue };
+        let Some(status) = &budget.status else {
+            continue;
+        };
         let labels = vec![
             ("namespace", budget.namespace().unwrap_or_default()),
             ("budget", budget.name_any()),
@@ -45,7 +47,9 @@ fn held(context: &Context, works: &[Work]) -> Vec<Family> {
     let now = context.now().as_second();
     let mut by_namespace: BTreeMap<String, (u32, i64)> = BTreeMap::new();
     for budget in context.caches.budgets.all() {
-        by_namespace.entry(budget.namespace().unwrap_or_default()).or_default();
+        by_namespace
+            .entry(budget.namespace().unwrap_or_default())
+            .or_default();
     }
     for work in works.iter().filter(|work| work.held) {
         let slot = by_namespace.entry(work.namespace.clone()).or_default();
@@ -66,7 +70,10 @@ fn laws(context: &Context) -> Vec<Family> {
     let mut observations = Family::new(c::LAW_OBSERVATIONS);
     for object in context.caches.laws.all() {
         let law = law_of(&object);
-        let labels = vec![("gpu", law.gpu.to_string()), ("form", law.form.as_str().to_owned())];
+        let labels = vec![
+            ("gpu", law.gpu.to_string()),
+            ("form", law.form.as_str().to_owned()),
+        ];
         if let Some(recent) = law.recent_error() {
             error.add(labels.clone(), recent);
         }
@@ -78,7 +85,9 @@ fn laws(context: &Context) -> Vec<Family> {
 fn intensities(context: &Context) -> Family {
     let mut family = Family::new(c::INTENSITY);
     for zone in context.caches.zones.all() {
-        let Ok((intensity, _)) = zone.spec.resolve(&zone.name_any()) else { continue };
+        let Ok((intensity, _)) = zone.spec.resolve(&zone.name_any()) else {
+            continue;
+        };
         let labels = vec![
             ("zone", zone.name_any()),
             ("source", intensity.source.clone()),

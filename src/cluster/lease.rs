@@ -93,7 +93,10 @@ pub async fn tend(
     if let Some(lease) = &found {
         watched.observe(lease, now);
     } else {
-        *watched = Watched { seen: now, ..Watched::default() };
+        *watched = Watched {
+            seen: now,
+            ..Watched::default()
+        };
     }
     let transitions = match decide(me, watched, terms, now) {
         Action::Wait => return Ok(false),
@@ -118,18 +121,32 @@ pub async fn tend(
 
 /// Gives the lease back, so that the next leader need not wait.
 pub async fn give_back(api: &Api<Lease>, name: &str, me: &str) -> Result<(), kube::Error> {
-    let Some(mut lease) = api.get_opt(name).await? else { return Ok(()) };
-    let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(me)) else {
+    let Some(mut lease) = api.get_opt(name).await? else {
+        return Ok(());
+    };
+    let Some(spec) = lease
+        .spec
+        .as_mut()
+        .filter(|spec| spec.holder_identity.as_deref() == Some(me))
+    else {
         return Ok(());
     };
     spec.holder_identity = Some(String::new());
-    api.replace(name, &PostParams::default(), &lease).await.map(|_| ())
+    api.replace(name, &PostParams::default(), &lease)
+        .await
+        .map(|_| ())
 }
 
 fn record(name: &str, me: &str, transitions: i32, found: Option<&Lease>, terms: &Terms) -> Lease {
     let now = MicroTime(crate::clock::now());
-    let old = found.and_then(|lease| lease.spec.clone()).unwrap_or_default();
-    let acquired = if old.holder_identity.as_deref() == Some(me) { old.acquire_time } else { Some(now.clone()) };
+    let old = found
+        .and_then(|lease| lease.spec.clone())
+        .unwrap_or_default();
+    let acquired = if old.holder_identity.as_deref() == Some(me) {
+        old.acquire_time
+    } else {
+        Some(now.clone())
+    };
     Lease {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -153,16 +170,30 @@ mod tests {
     use proptest::prelude::*;
 
     fn watched(holder: &str, seen: u64) -> Watched {
-        Watched { version: "1".into(), holder: holder.into(), transitions: 3, seen }
+        Watched {
+            version: "1".into(),
+            holder: holder.into(),
+            transitions: 3,
+            seen,
+        }
     }
 
     #[test]
     fn a_foreign_lease_is_taken_only_after_it_stood_still_for_its_duration() {
         let terms = Terms::default();
-        assert_eq!(decide("me", &watched("you", 0), &terms, 5_999_999), Action::Wait);
-        assert_eq!(decide("me", &watched("you", 0), &terms, 6_000_000), Action::Take(4));
+        assert_eq!(
+            decide("me", &watched("you", 0), &terms, 5_999_999),
+            Action::Wait
+        );
+        assert_eq!(
+            decide("me", &watched("you", 0), &terms, 6_000_000),
+            Action::Take(4)
+        );
         assert_eq!(decide("me", &watched("", 0), &terms, 1), Action::Take(4));
-        assert_eq!(decide("me", &watched("me", 0), &terms, 99_000_000), Action::Renew);
+        assert_eq!(
+            decide("me", &watched("me", 0), &terms, 99_000_000),
+            Action::Renew
+        );
     }
 
     #[test]

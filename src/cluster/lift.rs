@@ -5,7 +5,9 @@ use super::objects::{Kind, Lite, Work};
 use super::review::annotation_path;
 use super::stores;
 use crate::contract::{GATE, GRANTED, HOLD, MODE_LABEL, REFUSED, WEBHOOKS};
-use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
@@ -24,7 +26,9 @@ fn patch(work: &Work, reservation: Option<&str>, object: &Lite) -> Vec<Value> {
         }
         Kind::Pod => {
             let gates = &object.spec.pod.scheduling_gates;
-            let Some(index) = gates.iter().position(|gate| gate.name == GATE) else { return Vec::new() };
+            let Some(index) = gates.iter().position(|gate| gate.name == GATE) else {
+                return Vec::new();
+            };
             let path = format!("/spec/schedulingGates/{index}");
             patch.push(json!({ "op": "test", "path": path, "value": { "name": GATE } }));
             patch.push(json!({ "op": "remove", "path": path }));
@@ -43,28 +47,48 @@ fn patch(work: &Work, reservation: Option<&str>, object: &Lite) -> Vec<Value> {
 }
 
 /// Lifts one hold, with the reservation that pays for it or, on leaving, without.
-pub(super) async fn lift(context: &Context, work: &Work, reservation: Option<&str>) -> Result<(), Failure> {
-    match context.call(lift_with(&context.client, work, reservation)).await {
+pub(super) async fn lift(
+    context: &Context,
+    work: &Work,
+    reservation: Option<&str>,
+) -> Result<(), Failure> {
+    match context
+        .call(lift_with(&context.client, work, reservation))
+        .await
+    {
         // Gone, lifted by another, or changed meanwhile: the next cycle sees.
         Err(Failure::NotFound | Failure::Conflict | Failure::Invalid(_)) => Ok(()),
         other => other.map(|_| ()),
     }
 }
 
-async fn lift_with(client: &Client, work: &Work, reservation: Option<&str>) -> Result<bool, kube::Error> {
+async fn lift_with(
+    client: &Client,
+    work: &Work,
+    reservation: Option<&str>,
+) -> Result<bool, kube::Error> {
     let resource = match work.kind {
         Kind::Job => kube::api::ApiResource::erase::<Job>(&()),
         Kind::Pod => kube::api::ApiResource::erase::<Pod>(&()),
     };
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &work.namespace, &resource);
-    let Some(object) = api.get_opt(&work.name).await?.and_then(stores::lite) else { return Ok(false) };
-    let still_held = Work::of(work.kind, &object).is_some_and(|now| now.held && now.uid == work.uid);
+    let Some(object) = api.get_opt(&work.name).await?.and_then(stores::lite) else {
+        return Ok(false);
+    };
+    let still_held =
+        Work::of(work.kind, &object).is_some_and(|now| now.held && now.uid == work.uid);
     if !still_held {
         return Ok(false);
     }
     let operations: json_patch::Patch =
-        serde_json::from_value(Value::Array(patch(work, reservation, &object))).map_err(kube::Error::SerdeError)?;
-    api.patch(&work.name, &PatchParams::default(), &Patch::<()>::Json(operations)).await?;
+        serde_json::from_value(Value::Array(patch(work, reservation, &object)))
+            .map_err(kube::Error::SerdeError)?;
+    api.patch(
+        &work.name,
+        &PatchParams::default(),
+        &Patch::<()>::Json(operations),
+    )
+    .await?;
     Ok(true)
 }
 
@@ -81,17 +105,24 @@ pub struct Lifted {
 }
 
 /// Lifts every hold of ours in a namespace, or in all; of one object where `name` is given.
-pub async fn release(client: &Client, namespace: Option<&str>, name: Option<&str>) -> Result<Lifted, kube::Error> {
+pub async fn release(
+    client: &Client,
+    namespace: Option<&str>,
+    name: Option<&str>,
+) -> Result<Lifted, kube::Error> {
     let mut lifted = Lifted::default();
-    for (kind, (api, resource)) in
-        [(Kind::Job, stores::lean::<Job>(client)), (Kind::Pod, stores::lean::<Pod>(client))]
-    {
+    for (kind, (api, resource)) in [
+        (Kind::Job, stores::lean::<Job>(client)),
+        (Kind::Pod, stores::lean::<Pod>(client)),
+    ] {
         let api = match namespace {
             Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
             None => api,
         };
         for object in api.list(&ListParams::default()).await? {
-            let Some(work) = stores::lite(object).and_then(|lite| Work::of(kind, &lite)) else { continue };
+            let Some(work) = stores::lite(object).and_then(|lite| Work::of(kind, &lite)) else {
+                continue;
+            };
             if !work.held || name.is_some_and(|name| name != work.name) {
                 continue;
             }
@@ -121,9 +152,18 @@ pub async fn uninstall(client: &Client) -> Result<Lifted, kube::Error> {
     }
     let mut lifted = release(client, None, None).await?;
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    for namespace in namespaces.list(&ListParams::default().labels(MODE_LABEL)).await? {
+    for namespace in namespaces
+        .list(&ListParams::default().labels(MODE_LABEL))
+        .await?
+    {
         let unlabel = json!({ "metadata": { "labels": { MODE_LABEL: null } } });
-        namespaces.patch(&namespace.name_any(), &PatchParams::default(), &Patch::Merge(&unlabel)).await?;
+        namespaces
+            .patch(
+                &namespace.name_any(),
+                &PatchParams::default(),
+                &Patch::Merge(&unlabel),
+            )
+            .await?;
         removed.push(format!("label of namespace {}", namespace.name_any()));
     }
     lifted.removed = removed;

@@ -8,8 +8,8 @@ mod cycle;
 mod energy;
 mod gauges;
 mod grants;
-pub mod lease;
 mod learning;
+pub mod lease;
 mod lift;
 mod objects;
 mod refusals;
@@ -21,8 +21,8 @@ mod verdicts;
 pub mod webhook;
 mod world;
 
-pub use lift::{Lifted, release, uninstall};
-pub use objects::{Kind, Lite, Work};
-pub use review::{Outcome, Snapshot, answer};
 #[cfg(debug_assertions)]
 pub use crash::arm as arm_crash_point;
+pub use lift::{Lifted, release, uninstall};
+pub use objects::{Kind, Lite, Work};
+pub use review::{Outcome, Snapshot, Step, answer};

@@ -187,7 +187,11 @@ impl Work {
     /// `None` where the object asks for no GPU.
     pub fn of(kind: Kind, object: &Lite) -> Option<Self> {
         let meta = &object.metadata;
-        let pod = if kind == Kind::Job { &object.spec.template.spec } else { &object.spec.pod };
+        let pod = if kind == Kind::Job {
+            &object.spec.template.spec
+        } else {
+            &object.spec.pod
+        };
         let gpus = gpus(pod);
         if gpus == 0 {
             return None;
@@ -201,15 +205,26 @@ impl Work {
             Kind::Job => suspended && meta.annotations.contains_key(HOLD),
             Kind::Pod => pod.scheduling_gates.iter().any(|gate| gate.name == GATE),
         };
-        let owner = meta.owner_references.iter().find(|owner| owner.controller == Some(true));
+        let owner = meta
+            .owner_references
+            .iter()
+            .find(|owner| owner.controller == Some(true));
         Some(Self {
             kind,
             namespace: meta.namespace.clone(),
-            name: if meta.name.is_empty() { meta.generate_name.clone() } else { meta.name.clone() },
+            name: if meta.name.is_empty() {
+                meta.generate_name.clone()
+            } else {
+                meta.name.clone()
+            },
             uid: meta.uid.clone(),
             created: meta.creation_timestamp.unwrap_or(Timestamp::UNIX_EPOCH),
             annotations,
-            pods: if kind == Kind::Job { object.spec.pods() } else { 1 },
+            pods: if kind == Kind::Job {
+                object.spec.pods()
+            } else {
+                1
+            },
             gpus,
             eligible: eligible(pod),
             held,
@@ -243,7 +258,12 @@ impl Spec {
 
 impl Lite {
     fn progress(&self, kind: Kind) -> Progress {
-        let is = |name: &str| self.status.conditions.iter().any(|c| c.kind == name && c.status == "True");
+        let is = |name: &str| {
+            self.status
+                .conditions
+                .iter()
+                .any(|c| c.kind == name && c.status == "True")
+        };
         let phase = self.status.phase.as_deref();
         match kind {
             Kind::Job if is("Complete") => Progress::Succeeded,
@@ -257,20 +277,33 @@ impl Lite {
 
 fn gpus(pod: &PodSpec) -> u32 {
     let of = |container: &Container| -> u32 {
-        let limits = container.resources.limits.iter().filter(|(name, _)| name.starts_with(GPU_RESOURCE));
+        let limits = container
+            .resources
+            .limits
+            .iter()
+            .filter(|(name, _)| name.starts_with(GPU_RESOURCE));
         limits.map(|(_, quantity)| count(quantity)).sum()
     };
     pod.containers.iter().map(of).sum()
 }
 
 fn count(quantity: &serde_json::Value) -> u32 {
-    let number = quantity.as_u64().or_else(|| quantity.as_str()?.trim().parse().ok());
-    number.and_then(|number| u32::try_from(number).ok()).unwrap_or(0)
+    let number = quantity
+        .as_u64()
+        .or_else(|| quantity.as_str()?.trim().parse().ok());
+    number
+        .and_then(|number| u32::try_from(number).ok())
+        .unwrap_or(0)
 }
 
 /// Products named by the node selector or by required node affinity.
 fn eligible(pod: &PodSpec) -> Vec<Gpu> {
-    let mut names: Vec<&str> = pod.node_selector.get(PRODUCT_LABEL).map(String::as_str).into_iter().collect();
+    let mut names: Vec<&str> = pod
+        .node_selector
+        .get(PRODUCT_LABEL)
+        .map(String::as_str)
+        .into_iter()
+        .collect();
     let terms = &pod.affinity.node_affinity.required.node_selector_terms;
     for expression in terms.iter().flat_map(|term| &term.match_expressions) {
         if expression.key == PRODUCT_LABEL && expression.operator == "In" {
@@ -317,7 +350,8 @@ mod tests {
     fn a_job_that_its_author_suspended_is_not_held_by_us() {
         let work = Work::of(Kind::Job, &job(&json!({ "spec": { "suspend": true } }))).unwrap();
         assert!(work.author_suspended && !work.held);
-        let stamped = json!({ "metadata": { "annotations": { HOLD: "x" } }, "spec": { "suspend": true } });
+        let stamped =
+            json!({ "metadata": { "annotations": { HOLD: "x" } }, "spec": { "suspend": true } });
         assert!(Work::of(Kind::Job, &job(&stamped)).unwrap().held);
     }
 

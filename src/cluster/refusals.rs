@@ -27,14 +27,26 @@ struct Refused {
 
 /// True where the work was not refused yet, or asks something else than what was refused.
 pub(super) fn asks_again(work: &Work, budgets: &[Arc<CarbonBudget>]) -> bool {
-    let Some(stamp) = &work.refused else { return true };
-    serde_json::from_str::<Refused>(stamp).map_or(true, |refused| refused.asked != asked(work, budgets))
+    let Some(stamp) = &work.refused else {
+        return true;
+    };
+    serde_json::from_str::<Refused>(stamp)
+        .map_or(true, |refused| refused.asked != asked(work, budgets))
 }
 
 /// What is asked, and of which terms: parameters, pods, GPUs, and the budgets' generations.
 fn asked(work: &Work, budgets: &[Arc<CarbonBudget>]) -> String {
-    let generations: Vec<i64> = budgets.iter().map(|b| b.metadata.generation.unwrap_or(0)).collect();
-    let text = format!("{:?} {} {} {:?} {generations:?}", work.parameters(), work.pods, work.gpus, work.eligible);
+    let generations: Vec<i64> = budgets
+        .iter()
+        .map(|b| b.metadata.generation.unwrap_or(0))
+        .collect();
+    let text = format!(
+        "{:?} {} {} {:?} {generations:?}",
+        work.parameters(),
+        work.pods,
+        work.gpus,
+        work.eligible
+    );
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
@@ -42,10 +54,22 @@ fn asked(work: &Work, budgets: &[Arc<CarbonBudget>]) -> String {
 }
 
 /// Says once why a job waits.
-pub(super) async fn tell_waiting(context: &Context, memory: &mut Memory, work: &Work, verdict: &Verdict) {
+pub(super) async fn tell_waiting(
+    context: &Context,
+    memory: &mut Memory,
+    work: &Work,
+    verdict: &Verdict,
+) {
     if memory.told.insert(work.uid.clone()) {
         let message = words(context, work, verdict);
-        event(context, work, EventType::Normal, verdict.reason.as_str(), &message).await;
+        event(
+            context,
+            work,
+            EventType::Normal,
+            verdict.reason.as_str(),
+            &message,
+        )
+        .await;
     }
 }
 
@@ -64,18 +88,28 @@ pub(super) async fn refuse(
     context.check_leading()?;
     let message = words(context, work, verdict);
     let reason = verdict.reason.as_str();
-    let stamp = Refused { reason: reason.to_owned(), message: message.clone(), asked: asked(work, budgets) };
+    let stamp = Refused {
+        reason: reason.to_owned(),
+        message: message.clone(),
+        asked: asked(work, budgets),
+    };
     let value = serde_json::to_string(&stamp).unwrap_or_default();
     let resource = match work.kind {
         Kind::Job => ApiResource::erase::<Job>(&()),
         Kind::Pod => ApiResource::erase::<Pod>(&()),
     };
-    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &work.namespace, &resource);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(context.client.clone(), &work.namespace, &resource);
     let patch = json!({ "metadata": { "uid": work.uid, "annotations": { REFUSED: value } } });
-    context.call(api.patch(&work.name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+    context
+        .call(api.patch(&work.name, &PatchParams::default(), &Patch::Merge(&patch)))
+        .await?;
     condition(context, &api, work, reason, &message).await?;
     event(context, work, EventType::Warning, reason, &message).await;
-    let labels = vec![("namespace", work.namespace.clone()), ("reason", reason.to_owned())];
+    let labels = vec![
+        ("namespace", work.namespace.clone()),
+        ("reason", reason.to_owned()),
+    ];
     context.tallies.count(&c::REFUSALS, labels);
     Ok(())
 }
@@ -90,7 +124,10 @@ async fn condition(
 ) -> Result<(), Failure> {
     let kind = format!("{GROUP}/Refused");
     let object = context.call(api.get(&work.name)).await?;
-    let mut conditions = object.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let mut conditions = object.data["status"]["conditions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     conditions.retain(|condition| condition["type"] != kind.as_str());
     let now = context.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     conditions.push(json!({
@@ -98,7 +135,9 @@ async fn condition(
     }));
     let version = object.metadata.resource_version;
     let patch = json!({ "metadata": { "resourceVersion": version }, "status": { "conditions": conditions } });
-    context.call(api.patch_status(&work.name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+    context
+        .call(api.patch_status(&work.name, &PatchParams::default(), &Patch::Merge(&patch)))
+        .await?;
     Ok(())
 }
 
@@ -108,7 +147,14 @@ async fn event(context: &Context, work: &Work, kind: EventType, reason: &str, me
         instance: Some(context.settings.identity.clone()),
     };
     let reference = ObjectReference {
-        api_version: Some(if work.kind == Kind::Job { "batch/v1" } else { "v1" }.to_owned()),
+        api_version: Some(
+            if work.kind == Kind::Job {
+                "batch/v1"
+            } else {
+                "v1"
+            }
+            .to_owned(),
+        ),
         kind: Some(work.kind.as_str().to_owned()),
         name: Some(work.name.clone()),
         namespace: Some(work.namespace.clone()),

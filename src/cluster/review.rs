@@ -2,15 +2,21 @@
 //! state is kept: a dry run is answered like any other and changes nothing.
 
 use super::objects::{Kind, Lite, Work};
-use super::verdicts::{Forecast, Spoken, Terms, forecast, judge, parameter_warning, strictest, worst};
+use super::verdicts::{
+    Forecast, Spoken, Terms, forecast, judge, parameter_warning, strictest, worst,
+};
+use super::world::{NodeInfo, Objects};
+use crate::api::{CarbonBudget, EnergyLaw};
 use crate::budget::{Decision, Mode, Oracle, WhenUnavailable};
-use crate::contract::{GATE, GRANTED, HOLD, PREDICTION, REFUSED};
+use crate::contract::{GATE, GRANTED, HOLD, PREDICTION, PRODUCT_LABEL, REFUSED};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// What reviews are answered from.
 #[derive(Debug)]
@@ -20,6 +26,39 @@ pub struct Snapshot {
     pub(super) budgets: HashMap<String, Vec<Terms>>,
     /// True while no leader is at work.
     pub(super) leader_stale: bool,
+}
+
+impl Snapshot {
+    /// A snapshot of these budgets and laws, in a cluster with nodes of these products.
+    pub fn of(budgets: &[CarbonBudget], laws: Vec<EnergyLaw>, products: &[&str]) -> Self {
+        let node = |(number, product): (usize, &&str)| NodeInfo {
+            name: format!("node-{number}"),
+            labels: BTreeMap::from([(PRODUCT_LABEL.to_owned(), (*product).to_owned())]),
+        };
+        let objects = Objects {
+            laws: laws.into_iter().map(Arc::new).collect(),
+            nodes: products.iter().enumerate().map(node).collect(),
+            ..Objects::default()
+        };
+        Self {
+            oracle: objects.oracle(),
+            budgets: by_namespace(budgets.iter()),
+            leader_stale: false,
+        }
+    }
+}
+
+/// Budgets that make sense, by namespace.
+pub(super) fn by_namespace<'a>(
+    budgets: impl Iterator<Item = &'a CarbonBudget>,
+) -> HashMap<String, Vec<Terms>> {
+    let mut found: HashMap<String, Vec<Terms>> = HashMap::new();
+    for budget in budgets {
+        if let (Some(namespace), Some(terms)) = (budget.namespace(), Terms::of(budget)) {
+            found.entry(namespace).or_default().push(terms);
+        }
+    }
+    found
 }
 
 /// What was decided, for metrics.
@@ -49,6 +88,8 @@ struct Request {
     user_info: UserInfo,
     #[serde(default)]
     object: Option<Lite>,
+    #[serde(default)]
+    old_object: Option<Lite>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,7 +143,12 @@ pub fn answer(
     Ok((serde_json::to_vec(&review)?, outcome))
 }
 
-fn decide_request(step: Step, request: &Request, snapshot: &Snapshot, now: Timestamp) -> (Response, Outcome) {
+fn decide_request(
+    step: Step,
+    request: &Request,
+    snapshot: &Snapshot,
+    now: Timestamp,
+) -> (Response, Outcome) {
     let mut response = Response {
         uid: request.uid.clone(),
         allowed: true,
@@ -122,16 +168,31 @@ fn decide_request(step: Step, request: &Request, snapshot: &Snapshot, now: Times
         "Pod" => Kind::Pod,
         _ => return (response, outcome),
     };
-    let Some(object) = &request.object else { return (response, outcome) };
-    let Some(work) = Work::of(kind, object) else { return (response, outcome) };
-    let Some(terms) = snapshot.budgets.get(&request.namespace).filter(|terms| !terms.is_empty()) else {
+    let Some(object) = &request.object else {
+        return (response, outcome);
+    };
+    let Some(work) = Work::of(kind, object) else {
+        return (response, outcome);
+    };
+    let Some(terms) = snapshot
+        .budgets
+        .get(&request.namespace)
+        .filter(|terms| !terms.is_empty())
+    else {
         return (response, outcome);
     };
     if kind == Kind::Pod && charged_to_owner(&work, request) {
         outcome.reason = "OwnerCharged";
         return (response, outcome);
     }
-    let case = Case { request, object, work: &work, terms, snapshot, now };
+    let case = Case {
+        request,
+        object,
+        work: &work,
+        terms,
+        snapshot,
+        now,
+    };
     match step {
         Step::Mutate => case.mutate(&mut response, &mut outcome),
         Step::Validate => case.validate(&mut response, &mut outcome),
@@ -157,8 +218,14 @@ struct Case<'a> {
 impl Case<'_> {
     /// Nothing is held while nobody could release it, unless the budget says so.
     fn holds(&self) -> bool {
-        let enforcing: Vec<&Terms> = self.terms.iter().filter(|t| t.policy.mode == Mode::Enforce).collect();
-        let hold_anyway = enforcing.iter().any(|t| t.policy.when_unavailable == WhenUnavailable::Hold);
+        let enforcing: Vec<&Terms> = self
+            .terms
+            .iter()
+            .filter(|t| t.policy.mode == Mode::Enforce)
+            .collect();
+        let hold_anyway = enforcing
+            .iter()
+            .any(|t| t.policy.when_unavailable == WhenUnavailable::Hold);
         !enforcing.is_empty() && (!self.snapshot.leader_stale || hold_anyway)
     }
 
@@ -168,7 +235,15 @@ impl Case<'_> {
             let forecast = forecast(self.work, &self.snapshot.oracle);
             self.stamp(&forecast, &mut patch);
         }
-        let hold = self.holds() && !self.work.author_suspended && !self.work.granted_on_update(self.request);
+        // Lifting a hold is the guard's to refuse, in words; to restore it here in silence
+        // would only look like success.
+        let was_held = self
+            .request
+            .old_object
+            .as_ref()
+            .is_some_and(|old| old.metadata.annotations.contains_key(HOLD));
+        let released = self.request.operation == "UPDATE" && (self.work.granted || was_held);
+        let hold = self.holds() && !self.work.author_suspended && !released;
         outcome.reason = "Stamped";
         if hold {
             self.hold(&mut patch);
@@ -198,7 +273,11 @@ impl Case<'_> {
     }
 
     fn prediction(&self, forecast: &Forecast) -> String {
-        let quantile = self.terms.iter().map(|t| t.policy.quantile).fold(0.0, f64::max);
+        let quantile = self
+            .terms
+            .iter()
+            .map(|t| t.policy.quantile)
+            .fold(0.0, f64::max);
         match forecast.estimate(&self.snapshot.oracle, quantile) {
             Ok(estimate) => format!(
                 "{} ±{:.0} %, {} CO2e (p{:.0} {}); {}",
@@ -217,7 +296,8 @@ impl Case<'_> {
         match self.work.kind {
             Kind::Job => {
                 if self.object.metadata.annotations.is_empty() && patch.is_empty() {
-                    patch.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
+                    patch
+                        .push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
                 }
                 patch.push(json!({ "op": "add", "path": "/spec/suspend", "value": true }));
                 patch.push(json!({ "op": "add", "path": annotation_path(HOLD), "value": "WaitingForBudget" }));
@@ -228,7 +308,8 @@ impl Case<'_> {
                     return;
                 }
                 if gates.is_empty() {
-                    patch.push(json!({ "op": "add", "path": "/spec/schedulingGates", "value": [] }));
+                    patch
+                        .push(json!({ "op": "add", "path": "/spec/schedulingGates", "value": [] }));
                 }
                 patch.push(json!({ "op": "add", "path": "/spec/schedulingGates/-", "value": { "name": GATE } }));
             }
@@ -238,23 +319,41 @@ impl Case<'_> {
     fn validate(&self, response: &mut Response, outcome: &mut Outcome) {
         let oracle = &self.snapshot.oracle;
         let forecast = forecast(self.work, oracle);
-        let spoken = self
-            .terms
-            .iter()
-            .map(|terms| (terms, judge(&self.request.namespace, terms, &forecast, oracle, SignedDuration::ZERO, self.now)));
+        let spoken = self.terms.iter().map(|terms| {
+            (
+                terms,
+                judge(
+                    &self.request.namespace,
+                    terms,
+                    &forecast,
+                    oracle,
+                    SignedDuration::ZERO,
+                    self.now,
+                ),
+            )
+        });
         let (enforced, shown): (Vec<_>, Vec<_>) =
             spoken.partition(|(terms, _)| terms.policy.mode == Mode::Enforce && self.holds());
-        response.warnings.extend(parameter_warning(self.terms, &forecast));
+        response
+            .warnings
+            .extend(parameter_warning(self.terms, &forecast));
         for (terms, spoken) in &shown {
             if terms.policy.mode != Mode::Audit && spoken.verdict.decision != Decision::Admit {
                 outcome.decision = "warned";
-                response.warnings.push(format!("jouleward ({:?}): {}", terms.policy.mode, spoken.message));
+                response.warnings.push(format!(
+                    "jouleward ({:?}): {}",
+                    terms.policy.mode, spoken.message
+                ));
             }
         }
-        outcome.reason = shown.first().map_or("Fits", |(_, s)| s.verdict.reason.as_str());
+        outcome.reason = shown
+            .first()
+            .map_or("Fits", |(_, s)| s.verdict.reason.as_str());
         let Some(spoken) = worst(enforced.into_iter().map(|(_, spoken)| spoken).collect()) else {
             if strictest(self.terms) == Some(Mode::Enforce) {
-                response.warnings.push("jouleward: no controller leads; the job is not held, and charged".to_owned());
+                response.warnings.push(
+                    "jouleward: no controller leads; the job is not held, and charged".to_owned(),
+                );
             }
             return;
         };
@@ -267,7 +366,9 @@ impl Case<'_> {
             Decision::Admit => {}
             Decision::Hold => {
                 outcome.decision = "held";
-                response.warnings.push(format!("jouleward: held: {}", spoken.message));
+                response
+                    .warnings
+                    .push(format!("jouleward: held: {}", spoken.message));
             }
             Decision::Reject => {
                 outcome.decision = "denied";
@@ -283,14 +384,10 @@ impl Case<'_> {
     }
 }
 
-impl Work {
-    /// An update that comes with a grant is a release: a policy guards who may do that.
-    fn granted_on_update(&self, request: &Request) -> bool {
-        request.operation == "UPDATE" && self.granted
-    }
-}
-
 /// JSON pointer of an annotation.
 pub(super) fn annotation_path(name: &str) -> String {
-    format!("/metadata/annotations/{}", name.replace('~', "~0").replace('/', "~1"))
+    format!(
+        "/metadata/annotations/{}",
+        name.replace('~', "~0").replace('/', "~1")
+    )
 }

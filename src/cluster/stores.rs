@@ -5,14 +5,14 @@ use super::objects::{Kind, Lite, Work};
 use super::world::NodeInfo;
 use crate::serve::shutdown::Stop;
 use futures::TryStreamExt;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
 use kube::Resource;
 use kube::ResourceExt;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -31,20 +31,31 @@ pub(super) struct Cache<V> {
 
 impl<V> Default for Cache<V> {
     fn default() -> Self {
-        Self { map: RwLock::default(), synced: AtomicBool::new(false) }
+        Self {
+            map: RwLock::default(),
+            synced: AtomicBool::new(false),
+        }
     }
 }
 
 impl<V> Cache<V> {
     pub(super) fn all(&self) -> Vec<Arc<V>> {
-        self.map.read().map(|map| map.values().cloned().collect()).unwrap_or_default()
+        self.map
+            .read()
+            .map(|map| map.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// Objects of one namespace.
     pub(super) fn within(&self, namespace: &str) -> Vec<Arc<V>> {
         let prefix = format!("{namespace}/");
-        let Ok(map) = self.map.read() else { return Vec::new() };
-        map.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)).map(|(_, v)| v.clone()).collect()
+        let Ok(map) = self.map.read() else {
+            return Vec::new();
+        };
+        map.range(prefix.clone()..)
+            .take_while(|(key, _)| key.starts_with(&prefix))
+            .map(|(_, v)| v.clone())
+            .collect()
     }
 
     pub(super) fn is_synced(&self) -> bool {
@@ -53,7 +64,11 @@ impl<V> Cache<V> {
 }
 
 fn key<K: Resource>(object: &K) -> String {
-    format!("{}/{}", object.meta().namespace.as_deref().unwrap_or_default(), object.name_any())
+    format!(
+        "{}/{}",
+        object.meta().namespace.as_deref().unwrap_or_default(),
+        object.name_any()
+    )
 }
 
 /// Keeps a cache up to date until told to stop; wakes `changed` with every event.
@@ -121,7 +136,11 @@ where
     match guarded.0 {
         Ok(object) => Some(object),
         Err(error) => {
-            tracing::warn!(name = error.metadata.name, error = error.error, "an object does not parse and is left out");
+            tracing::warn!(
+                name = error.metadata.name,
+                error = error.error,
+                "an object does not parse and is left out"
+            );
             None
         }
     }
@@ -153,16 +172,27 @@ pub(super) fn job(object: Job) -> Option<Work> {
 pub(super) fn pod(object: Pod) -> Option<PodSeen> {
     let lite = lite(object)?;
     let node = lite.spec.pod.node_name.clone();
-    Some(PodSeen { work: Work::of(Kind::Pod, &lite)?, node })
+    Some(PodSeen {
+        work: Work::of(Kind::Pod, &lite)?,
+        node,
+    })
 }
 
 pub(super) fn exporter(object: Pod) -> Option<ExporterSeen> {
     let lite = lite(object)?;
-    Some(ExporterSeen { node: lite.spec.pod.node_name?, ip: lite.status.pod_ip? })
+    Some(ExporterSeen {
+        node: lite.spec.pod.node_name?,
+        ip: lite.status.pod_ip?,
+    })
 }
 
-pub(super) fn node(object: kube::core::PartialObjectMeta<k8s_openapi::api::core::v1::Node>) -> Option<NodeInfo> {
-    Some(NodeInfo { name: object.name_any(), labels: object.labels().clone() })
+pub(super) fn node(
+    object: kube::core::PartialObjectMeta<k8s_openapi::api::core::v1::Node>,
+) -> Option<NodeInfo> {
+    Some(NodeInfo {
+        name: object.name_any(),
+        labels: object.labels().clone(),
+    })
 }
 
 /// Watches of built-in kinds through the lean types.

@@ -28,7 +28,11 @@ pub(super) fn follow(reservation: &CarbonReservation, seen: &Seen, now: &str) ->
     for (page, pod) in &seen.pods {
         record(&mut status.pods, page, pod);
     }
-    let measured: i64 = status.pods.iter().map(|pod| pod.millijoules + pod.earlier_millijoules).sum();
+    let measured: i64 = status
+        .pods
+        .iter()
+        .map(|pod| pod.millijoules + pod.earlier_millijoules)
+        .sum();
     status.measured_millijoules = measured.max(status.measured_millijoules);
     let charged = price(reservation, status.measured_millijoules);
     book(&mut status, charged, &seen.buckets);
@@ -75,7 +79,10 @@ fn price(reservation: &CarbonReservation, millijoules: i64) -> Milligrams {
         source: String::new(),
         relative_uncertainty: 0.0,
     };
-    let pue = Pue { value: reservation.spec.pue_permille as f64 / 1000.0, source: String::new() };
+    let pue = Pue {
+        value: reservation.spec.pue_permille as f64 / 1000.0,
+        source: String::new(),
+    };
     grams(Joules(millijoules as f64 / 1000.0), &intensity, &pue)
 }
 
@@ -86,7 +93,11 @@ fn book(status: &mut ReservationStatus, charged: Milligrams, buckets: &[(String,
         return;
     }
     for (budget, bucket) in buckets {
-        match status.charges.iter_mut().find(|c| c.budget == *budget && c.bucket == *bucket) {
+        match status
+            .charges
+            .iter_mut()
+            .find(|c| c.budget == *budget && c.bucket == *bucket)
+        {
             Some(charge) => charge.milligrams += new,
             None => status.charges.push(BookedCharge {
                 budget: budget.clone(),
@@ -108,8 +119,15 @@ pub(super) mod tests {
         CarbonReservation::new(
             "job-u",
             CarbonReservationSpec {
-                workload: WorkloadRef { kind: "Job".into(), name: "j".into(), uid: "u".into() },
-                budgets: vec![ReservedFor { name: "b".into(), milligrams: reserved }],
+                workload: WorkloadRef {
+                    kind: "Job".into(),
+                    name: "j".into(),
+                    uid: "u".into(),
+                },
+                budgets: vec![ReservedFor {
+                    name: "b".into(),
+                    milligrams: reserved,
+                }],
                 reserved_milligrams: reserved,
                 predicted_millijoules: 0,
                 predicted_uncertainty_permille: 0,
@@ -118,7 +136,10 @@ pub(super) mod tests {
                 gpus: 1,
                 law: LawUsed::default(),
                 // 3.6 mg a joule: one joule is one milligram at PUE 1 … times 1000/3600.
-                intensity: IntensityUsed { milligrams_per_kwh: 360_000, ..IntensityUsed::default() },
+                intensity: IntensityUsed {
+                    milligrams_per_kwh: 360_000,
+                    ..IntensityUsed::default()
+                },
                 pue_permille: 1000,
                 adopted: false,
                 verdict: String::new(),
@@ -137,7 +158,12 @@ pub(super) mod tests {
             shared: false,
             held_milliseconds: 0,
         };
-        LedgerPage { node: "a".into(), epoch: epoch.into(), ready: true, pods: vec![pod] }
+        LedgerPage {
+            node: "a".into(),
+            epoch: epoch.into(),
+            ready: true,
+            pods: vec![pod],
+        }
     }
 
     fn step(reservation: &mut CarbonReservation, page: &LedgerPage, bucket: &str, ended: bool) {
@@ -158,7 +184,10 @@ pub(super) mod tests {
         step(&mut r, &page("1", 500, true), "2026-11", true);
         let status = r.status.unwrap();
         assert!(status.settled);
-        assert_eq!((status.charged_milligrams, status.refund_milligrams), (50, 50));
+        assert_eq!(
+            (status.charged_milligrams, status.refund_milligrams),
+            (50, 50)
+        );
     }
 
     #[test]
@@ -174,7 +203,13 @@ pub(super) mod tests {
         let mut r = reservation(100);
         step(&mut r, &page("1", 300, false), "2026-11", false);
         step(&mut r, &page("1", 800, true), "2026-12", true);
-        let charges: Vec<i64> = r.status.unwrap().charges.iter().map(|c| c.milligrams).collect();
+        let charges: Vec<i64> = r
+            .status
+            .unwrap()
+            .charges
+            .iter()
+            .map(|c| c.milligrams)
+            .collect();
         assert_eq!(charges, [30, 50]);
     }
 

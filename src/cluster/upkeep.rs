@@ -6,7 +6,8 @@ use super::learning::describe;
 use super::verdicts::{Terms, strictest};
 use super::world::{gpu_of, law_of};
 use crate::api::{
-    DiffusionModelStatus, EnergyLaw, EnergyLawSpec, GridZone, GridZoneStatus, InvalidSpec, set_condition, site_of,
+    DiffusionModelStatus, EnergyLaw, EnergyLawSpec, GridZone, GridZoneStatus, InvalidSpec,
+    set_condition, site_of,
 };
 use crate::contract::{MODE_LABEL, PRODUCT_LABEL};
 use crate::law::{Catalogue, Form, Gpu};
@@ -36,11 +37,16 @@ async fn namespaces(context: &Context) -> Result<(), Failure> {
     }
     let api: Api<Namespace> = Api::all(context.client.clone());
     for (name, labels) in labels(context) {
-        let mode = wanted.get(&name).and_then(|terms| strictest(terms)).map(|mode| format!("{mode:?}").to_lowercase());
+        let mode = wanted
+            .get(&name)
+            .and_then(|terms| strictest(terms))
+            .map(|mode| format!("{mode:?}").to_lowercase());
         if labels.get(MODE_LABEL) != mode.as_ref() {
             context.check_leading()?;
             let patch = json!({ "metadata": { "labels": { MODE_LABEL: mode } } });
-            context.call(api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+            context
+                .call(api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+                .await?;
         }
     }
     Ok(())
@@ -52,11 +58,18 @@ async fn laws(context: &Context) -> Result<(), Failure> {
     let laws = context.caches.laws.all();
     let known: BTreeSet<Gpu> = laws.iter().filter_map(|law| gpu_of(law)).collect();
     let nodes = context.caches.nodes.all();
-    let products = nodes.iter().filter_map(|node| node.labels.get(PRODUCT_LABEL));
-    let products: BTreeMap<Gpu, &String> = products.filter_map(|name| Some((Gpu::parse(name)?, name))).collect();
+    let products = nodes
+        .iter()
+        .filter_map(|node| node.labels.get(PRODUCT_LABEL));
+    let products: BTreeMap<Gpu, &String> = products
+        .filter_map(|name| Some((Gpu::parse(name)?, name)))
+        .collect();
     for (gpu, product) in products.iter().filter(|(gpu, _)| !known.contains(gpu)) {
         context.check_leading()?;
-        let spec = EnergyLawSpec { gpu: (*product).clone(), form: Form::Additive };
+        let spec = EnergyLawSpec {
+            gpu: (*product).clone(),
+            form: Form::Additive,
+        };
         let law = EnergyLaw::new(&gpu.law_name(), spec);
         match context.call(api.create(&PostParams::default(), &law)).await {
             Ok(_) | Err(Failure::Conflict) => {}
@@ -70,7 +83,10 @@ async fn laws(context: &Context) -> Result<(), Failure> {
             let mut written = (*law).clone();
             written.metadata.managed_fields = None;
             written.status = Some(wanted);
-            match context.call(api.replace_status(&law.name_any(), &PostParams::default(), &written)).await {
+            match context
+                .call(api.replace_status(&law.name_any(), &PostParams::default(), &written))
+                .await
+            {
                 Ok(_) | Err(Failure::Conflict | Failure::NotFound) => {}
                 Err(error) => return Err(error),
             }
@@ -85,12 +101,18 @@ async fn zones(context: &Context) -> Result<(), Failure> {
     let api: Api<GridZone> = Api::all(context.client.clone());
     for zone in &objects.zones {
         let name = zone.name_any();
-        let nodes = objects.nodes.iter().filter(|node| site_of(&specs, &node.labels) == Some(&name)).count();
+        let nodes = objects
+            .nodes
+            .iter()
+            .filter(|node| site_of(&specs, &node.labels) == Some(&name))
+            .count();
         let wanted = zone_status(context, zone, &name, nodes);
         if zone.status.as_ref() != Some(&wanted) {
             context.check_leading()?;
             let patch = json!({ "status": wanted });
-            context.call(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+            context
+                .call(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+                .await?;
         }
     }
     Ok(())
@@ -112,9 +134,17 @@ fn zone_status(context: &Context, zone: &GridZone, name: &str, nodes: usize) -> 
             status.source = intensity.source;
             status.pue = format!("{:.2}", pue.value);
             status.pue_source = pue.source;
-            context.condition("Ready", true, "Resolved", "the intensity is in use".to_owned(), generation)
+            context.condition(
+                "Ready",
+                true,
+                "Resolved",
+                "the intensity is in use".to_owned(),
+                generation,
+            )
         }
-        Err(error) => context.condition("Ready", false, "InvalidSpec", error.to_string(), generation),
+        Err(error) => {
+            context.condition("Ready", false, "InvalidSpec", error.to_string(), generation)
+        }
     };
     set_condition(&mut status.conditions, ready);
     status
@@ -124,11 +154,20 @@ async fn models(context: &Context) -> Result<(), Failure> {
     let api: Api<crate::api::DiffusionModel> = Api::all(context.client.clone());
     for model in context.caches.models.all() {
         let name = model.name_any();
-        let problem: Option<InvalidSpec> = model.spec.add_to(&name, &mut Catalogue::built_in()).err();
+        let problem: Option<InvalidSpec> =
+            model.spec.add_to(&name, &mut Catalogue::built_in()).err();
         let generation = model.metadata.generation;
         let ready = match &problem {
-            None => context.condition("Ready", true, "Usable", "the model is in the catalogue".to_owned(), generation),
-            Some(error) => context.condition("Ready", false, "InvalidSpec", error.to_string(), generation),
+            None => context.condition(
+                "Ready",
+                true,
+                "Usable",
+                "the model is in the catalogue".to_owned(),
+                generation,
+            ),
+            Some(error) => {
+                context.condition("Ready", false, "InvalidSpec", error.to_string(), generation)
+            }
         };
         let mut wanted: DiffusionModelStatus = model.status.clone().unwrap_or_default();
         wanted.observed_generation = generation.unwrap_or(0);
@@ -136,7 +175,9 @@ async fn models(context: &Context) -> Result<(), Failure> {
         if model.status.as_ref() != Some(&wanted) {
             context.check_leading()?;
             let patch = json!({ "status": wanted });
-            context.call(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))).await?;
+            context
+                .call(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+                .await?;
         }
     }
     Ok(())

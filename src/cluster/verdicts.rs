@@ -4,8 +4,8 @@
 use super::objects::Work;
 use crate::api::CarbonBudget;
 use crate::budget::{
-    Alternative, Budget, Decision, Estimate, Mode, Need, OnUnknown, Oracle, Policy, Request, Totals, Verdict,
-    alternatives, decide,
+    Alternative, Budget, Decision, Estimate, Mode, Need, OnUnknown, Oracle, Policy, Request,
+    Totals, Verdict, alternatives, decide,
 };
 use crate::carbon::Milligrams;
 use crate::law::Workload;
@@ -31,11 +31,19 @@ impl Terms {
             reserved: Milligrams(status.reserved_milligrams),
             ..Totals::default()
         };
-        Some(Self { name: budget.name_any(), policy, totals })
+        Some(Self {
+            name: budget.name_any(),
+            policy,
+            totals,
+        })
     }
 
     pub(super) fn budget(&self) -> Budget {
-        Budget { name: self.name.clone(), policy: self.policy.clone(), totals: self.totals }
+        Budget {
+            name: self.name.clone(),
+            policy: self.policy.clone(),
+            totals: self.totals,
+        }
     }
 }
 
@@ -67,7 +75,10 @@ pub(super) fn forecast(work: &Work, oracle: &Oracle) -> Forecast {
         },
         Err(errors) => {
             let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            Forecast { request: None, problem: Some(lines.join("; ")) }
+            Forecast {
+                request: None,
+                problem: Some(lines.join("; ")),
+            }
         }
     }
 }
@@ -75,8 +86,13 @@ pub(super) fn forecast(work: &Work, oracle: &Oracle) -> Forecast {
 impl Forecast {
     /// The estimate at a budget's quantile, or why there is none.
     pub(super) fn estimate(&self, oracle: &Oracle, quantile: f64) -> Result<Estimate, String> {
-        let request = self.request.as_ref().ok_or_else(|| self.problem.clone().unwrap_or_default())?;
-        oracle.estimate(request, quantile).map_err(|error| error.to_string())
+        let request = self
+            .request
+            .as_ref()
+            .ok_or_else(|| self.problem.clone().unwrap_or_default())?;
+        oracle
+            .estimate(request, quantile)
+            .map_err(|error| error.to_string())
     }
 
     /// What a budget is asked for.
@@ -131,7 +147,10 @@ pub(super) fn worst(spoken: Vec<Spoken>) -> Option<Spoken> {
         Decision::Hold => 1,
         Decision::Reject => 2,
     };
-    spoken.into_iter().rev().max_by_key(|s| rank(s.verdict.decision))
+    spoken
+        .into_iter()
+        .rev()
+        .max_by_key(|s| rank(s.verdict.decision))
 }
 
 /// The warning that a policy wants for parameters that are missing or wrong.

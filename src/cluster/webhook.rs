@@ -1,9 +1,8 @@
 //! The webhook: answers reviews from a snapshot that watches keep fresh. It calls nobody
 //! while answering, and it does not matter to it who leads, only that someone does.
 
-use super::review::{Snapshot, Step, answer};
+use super::review::{Snapshot, Step, answer, by_namespace};
 use super::stores::{self, Cache, keep, parsed};
-use super::verdicts::Terms;
 use super::world::{NodeInfo, Objects};
 use crate::api::{CarbonBudget, DiffusionModel, EnergyLaw, GridZone};
 use crate::clock;
@@ -16,10 +15,11 @@ use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Secret};
+use kube::Client;
+use kube::ResourceExt;
 use kube::api::Api;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::watcher::Config;
-use kube::{Client, ResourceExt};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -91,7 +91,11 @@ pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), s
     tracing::info!(listen = %settings.listen, "webhook starts");
     let mut tasks = JoinSet::new();
     watch_all(&mut tasks, &client, &settings, &context, &stop);
-    tasks.spawn(refresh(context.clone(), settings.lease_duration, stop.clone()));
+    tasks.spawn(refresh(
+        context.clone(),
+        settings.lease_duration,
+        stop.clone(),
+    ));
     let tls = server_config(context.certificate.clone());
     let reviewed = context.clone();
     let review = move |call: Call| {
@@ -107,27 +111,69 @@ pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), s
     tasks.spawn(admin.run(None, show, stop.clone()));
     while let Some(ended) = tasks.join_next().await {
         if !stop.is_stopped() {
-            let why = ended.err().map_or("ended".to_owned(), |error| error.to_string());
-            return Err(std::io::Error::other(format!("a part of the webhook stopped: {why}")));
+            let why = ended
+                .err()
+                .map_or("ended".to_owned(), |error| error.to_string());
+            return Err(std::io::Error::other(format!(
+                "a part of the webhook stopped: {why}"
+            )));
         }
     }
     Ok(())
 }
 
-fn watch_all(tasks: &mut JoinSet<()>, client: &Client, settings: &Settings, context: &Arc<Context>, stop: &Stop) {
+fn watch_all(
+    tasks: &mut JoinSet<()>,
+    client: &Client,
+    settings: &Settings,
+    context: &Arc<Context>,
+    stop: &Stop,
+) {
     let caches = &context.caches;
     macro_rules! watch {
         ($api:expr, $config:expr, $reduce:expr, $cache:ident) => {
-            tasks.spawn(keep($api, $config, $reduce, caches.$cache.clone(), context.changed.clone(), stop.clone()))
+            tasks.spawn(keep(
+                $api,
+                $config,
+                $reduce,
+                caches.$cache.clone(),
+                context.changed.clone(),
+                stop.clone(),
+            ))
         };
     }
     let all = Config::default;
     let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
-    watch!(Api::<DeserializeGuard<CarbonBudget>>::all(client.clone()), all(), parsed, budgets);
-    watch!(Api::<DeserializeGuard<EnergyLaw>>::all(client.clone()), all(), parsed, laws);
-    watch!(Api::<DeserializeGuard<DiffusionModel>>::all(client.clone()), all(), parsed, models);
-    watch!(Api::<DeserializeGuard<GridZone>>::all(client.clone()), all(), parsed, zones);
-    watch!(Api::<PartialObjectMeta<Node>>::all(client.clone()), all(), stores::node, nodes);
+    watch!(
+        Api::<DeserializeGuard<CarbonBudget>>::all(client.clone()),
+        all(),
+        parsed,
+        budgets
+    );
+    watch!(
+        Api::<DeserializeGuard<EnergyLaw>>::all(client.clone()),
+        all(),
+        parsed,
+        laws
+    );
+    watch!(
+        Api::<DeserializeGuard<DiffusionModel>>::all(client.clone()),
+        all(),
+        parsed,
+        models
+    );
+    watch!(
+        Api::<DeserializeGuard<GridZone>>::all(client.clone()),
+        all(),
+        parsed,
+        zones
+    );
+    watch!(
+        Api::<PartialObjectMeta<Node>>::all(client.clone()),
+        all(),
+        stores::node,
+        nodes
+    );
     let leases = Api::<Lease>::namespaced(client.clone(), &settings.namespace);
     watch!(leases, named(LEASE), held_version, lease);
     let secrets = Api::<Secret>::namespaced(client.clone(), &settings.namespace);
@@ -136,8 +182,16 @@ fn watch_all(tasks: &mut JoinSet<()>, client: &Client, settings: &Settings, cont
 
 /// The lease's version while someone holds it.
 fn held_version(lease: Lease) -> Option<String> {
-    let holder = lease.spec.as_ref()?.holder_identity.clone().filter(|holder| !holder.is_empty())?;
-    Some(format!("{holder} {}", lease.metadata.resource_version.unwrap_or_default()))
+    let holder = lease
+        .spec
+        .as_ref()?
+        .holder_identity
+        .clone()
+        .filter(|holder| !holder.is_empty())?;
+    Some(format!(
+        "{holder} {}",
+        lease.metadata.resource_version.unwrap_or_default()
+    ))
 }
 
 fn pair(secret: Secret) -> Option<(Vec<u8>, Vec<u8>)> {
@@ -156,7 +210,12 @@ async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
             return;
         }
         let now = clock::monotonic_micros();
-        let version = context.caches.lease.all().first().map(|version| version.to_string());
+        let version = context
+            .caches
+            .lease
+            .all()
+            .first()
+            .map(|version| version.to_string());
         if version != lease.0 {
             lease = (version, now);
         }
@@ -167,7 +226,9 @@ async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
             match context.certificate.set(&pair.0, &pair.1) {
                 Ok(()) => tracing::info!("serves a new certificate"),
                 // The one before stays.
-                Err(error) => tracing::error!(error = %crate::serve::telemetry::chain(&error), "a certificate that cannot be used"),
+                Err(error) => {
+                    tracing::error!(error = %crate::serve::telemetry::chain(&error), "a certificate that cannot be used")
+                }
             }
             served = Some(pair);
         }
@@ -180,15 +241,21 @@ impl Context {
             laws: self.caches.laws.all(),
             models: self.caches.models.all(),
             zones: self.caches.zones.all(),
-            nodes: self.caches.nodes.all().iter().map(|node| (**node).clone()).collect(),
+            nodes: self
+                .caches
+                .nodes
+                .all()
+                .iter()
+                .map(|node| (**node).clone())
+                .collect(),
         };
-        let mut budgets: HashMap<String, Vec<Terms>> = HashMap::new();
-        for budget in self.caches.budgets.all() {
-            if let (Some(namespace), Some(terms)) = (budget.namespace(), Terms::of(&budget)) {
-                budgets.entry(namespace).or_default().push(terms);
-            }
-        }
-        self.snapshot.store(Arc::new(Snapshot { oracle: objects.oracle(), budgets, leader_stale }));
+        let budgets = self.caches.budgets.all();
+        let budgets = by_namespace(budgets.iter().map(AsRef::as_ref));
+        self.snapshot.store(Arc::new(Snapshot {
+            oracle: objects.oracle(),
+            budgets,
+            leader_stale,
+        }));
         self.made.store(now, Ordering::Release);
     }
 
@@ -201,7 +268,11 @@ impl Context {
         let began = clock::monotonic_micros();
         let answered = answer(step, &call.body, &self.snapshot.load(), clock::now());
         let seconds = clock::monotonic_micros().saturating_sub(began) as f64 / 1e6;
-        self.tallies.observe(&c::REVIEW_SECONDS, vec![("webhook", webhook.to_owned())], seconds);
+        self.tallies.observe(
+            &c::REVIEW_SECONDS,
+            vec![("webhook", webhook.to_owned())],
+            seconds,
+        );
         let mut count = |kind: &str, decision: &str| {
             let labels = vec![
                 ("webhook", webhook.to_owned()),
@@ -214,14 +285,20 @@ impl Context {
             Ok((body, outcome)) => {
                 count(&outcome.kind, outcome.decision);
                 if step == Step::Validate {
-                    let labels = vec![("namespace", outcome.namespace), ("reason", outcome.reason.to_owned())];
+                    let labels = vec![
+                        ("namespace", outcome.namespace),
+                        ("reason", outcome.reason.to_owned()),
+                    ];
                     self.tallies.count(&c::VERDICTS, labels);
                 }
                 Answer::json(body)
             }
             Err(error) => {
                 count("unknown", "error");
-                Answer::text(StatusCode::BAD_REQUEST, format!("not an AdmissionReview: {error}\n"))
+                Answer::text(
+                    StatusCode::BAD_REQUEST,
+                    format!("not an AdmissionReview: {error}\n"),
+                )
             }
         }
     }
@@ -231,19 +308,39 @@ impl Context {
             "/metrics" => {
                 let mut age = Family::new(c::SNAPSHOT_AGE);
                 let made = self.made.load(Ordering::Acquire);
-                age.add(Vec::new(), clock::monotonic_micros().saturating_sub(made) as f64 / 1e6);
+                age.add(
+                    Vec::new(),
+                    clock::monotonic_micros().saturating_sub(made) as f64 / 1e6,
+                );
                 let mut stale = Family::new(c::LEADER_STALE);
-                stale.add(Vec::new(), f64::from(u8::from(self.snapshot.load().leader_stale)));
+                stale.add(
+                    Vec::new(),
+                    f64::from(u8::from(self.snapshot.load().leader_stale)),
+                );
                 let mut families = vec![age, stale];
                 families.extend(self.tallies.families(c::WEBHOOK_METRICS));
                 let (body, content_type) = render(families, call.accept.as_deref());
-                Answer { status: StatusCode::OK, content_type, body: body.into_bytes() }
+                Answer {
+                    status: StatusCode::OK,
+                    content_type,
+                    body: body.into_bytes(),
+                }
             }
             "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
-            "/readyz" if self.caches.synced() && self.certificate.is_set() => Answer::text(StatusCode::OK, "ok\n"),
+            "/readyz" if self.caches.synced() && self.certificate.is_set() => {
+                Answer::text(StatusCode::OK, "ok\n")
+            }
             "/readyz" => {
-                let caches = if self.caches.synced() { "ok" } else { "not synced" };
-                let certificate = if self.certificate.is_set() { "ok" } else { "none yet" };
+                let caches = if self.caches.synced() {
+                    "ok"
+                } else {
+                    "not synced"
+                };
+                let certificate = if self.certificate.is_set() {
+                    "ok"
+                } else {
+                    "none yet"
+                };
                 let text = format!("caches: {caches}\ncertificate: {certificate}\n");
                 Answer::text(StatusCode::SERVICE_UNAVAILABLE, text)
             }

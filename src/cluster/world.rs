@@ -31,7 +31,11 @@ impl Objects {
     pub(super) fn oracle(&self) -> Oracle {
         Oracle {
             catalogue: self.catalogue(),
-            laws: self.laws.iter().filter_map(|law| Some((gpu_of(law)?, law_of(law)))).collect(),
+            laws: self
+                .laws
+                .iter()
+                .filter_map(|law| Some((gpu_of(law)?, law_of(law))))
+                .collect(),
             sites: self.sites(),
             fallback: self.fallback(),
         }
@@ -46,7 +50,10 @@ impl Objects {
     }
 
     pub(super) fn zones(&self) -> Vec<(String, GridZoneSpec)> {
-        self.zones.iter().map(|zone| (zone.name_any(), zone.spec.clone())).collect()
+        self.zones
+            .iter()
+            .map(|zone| (zone.name_any(), zone.spec.clone()))
+            .collect()
     }
 
     /// GPU products of the cluster, each with the grids it stands under.
@@ -54,9 +61,19 @@ impl Objects {
         let zones = self.zones();
         let mut sites: Vec<Site> = Vec::new();
         for node in &self.nodes {
-            let Some(gpu) = node.labels.get(PRODUCT_LABEL).and_then(|name| Gpu::parse(name)) else { continue };
+            let Some(gpu) = node
+                .labels
+                .get(PRODUCT_LABEL)
+                .and_then(|name| Gpu::parse(name))
+            else {
+                continue;
+            };
             let (intensity, pue) = self.grid(&zones, &node.labels);
-            let site = Site { gpu, intensity, pue };
+            let site = Site {
+                gpu,
+                intensity,
+                pue,
+            };
             if !sites.contains(&site) {
                 sites.push(site);
             }
@@ -65,7 +82,11 @@ impl Objects {
     }
 
     /// The grid a node stands under.
-    fn grid(&self, zones: &[(String, GridZoneSpec)], labels: &BTreeMap<String, String>) -> (Intensity, Pue) {
+    fn grid(
+        &self,
+        zones: &[(String, GridZoneSpec)],
+        labels: &BTreeMap<String, String>,
+    ) -> (Intensity, Pue) {
         site_of(zones, labels)
             .and_then(|name| zones.iter().find(|(zone, _)| zone == name))
             .and_then(|(name, zone)| zone.resolve(name).ok())
@@ -90,7 +111,11 @@ pub(super) fn gpu_of(law: &EnergyLaw) -> Option<Gpu> {
 /// The law as it stands: its saved state where that is of the asked form, else the prior.
 pub(super) fn law_of(law: &EnergyLaw) -> Law {
     let gpu = gpu_of(law).unwrap_or_else(Gpu::unmeasured);
-    let saved = law.status.as_ref().map(|status| status.state.as_str()).filter(|state| !state.is_empty());
+    let saved = law
+        .status
+        .as_ref()
+        .map(|status| status.state.as_str())
+        .filter(|state| !state.is_empty());
     saved
         .and_then(|state| Law::load(state).ok())
         .filter(|saved| saved.form == law.spec.form && saved.gpu == gpu)
@@ -100,9 +125,16 @@ pub(super) fn law_of(law: &EnergyLaw) -> Law {
 /// Why a law's saved state cannot be used, if it cannot.
 pub(super) fn law_problem(law: &EnergyLaw) -> Option<InvalidSpec> {
     if gpu_of(law).is_none() {
-        return Some(InvalidSpec { field: "spec.gpu", problem: "names no product".to_owned() });
+        return Some(InvalidSpec {
+            field: "spec.gpu",
+            problem: "names no product".to_owned(),
+        });
     }
-    let state = law.status.as_ref().map(|status| status.state.as_str()).filter(|state| !state.is_empty())?;
+    let state = law
+        .status
+        .as_ref()
+        .map(|status| status.state.as_str())
+        .filter(|state| !state.is_empty())?;
     Law::load(state).err().map(|error| InvalidSpec {
         field: "status.state",
         problem: format!("{error}; the law starts anew from its prior"),

@@ -23,7 +23,11 @@ pub struct Polynomial {
 
 impl Polynomial {
     const fn new(constant: f64, per_token: f64, per_token_squared: f64) -> Self {
-        Self { constant, per_token, per_token_squared }
+        Self {
+            constant,
+            per_token,
+            per_token_squared,
+        }
     }
 
     pub fn at(&self, tokens: f64) -> Flops {
@@ -37,10 +41,19 @@ pub enum Denoiser {
     /// Coefficients counted on the published configuration.
     Counted(Polynomial),
     /// MMDiT: `L·(24·d²·(S+T) + 4·(S+T)²·d)`, L blocks of width d, T text tokens.
-    MmDit { blocks: f64, width: f64, text_tokens: f64 },
+    MmDit {
+        blocks: f64,
+        width: f64,
+        text_tokens: f64,
+    },
     /// DiT with cross-attention and FFN ratio r:
     /// `L·(2(4+2r)·d²·S + 4·S²·d + 4·d²·(S+T) + 4·S·T·d)`.
-    Dit { blocks: f64, width: f64, text_tokens: f64, ffn_ratio: f64 },
+    Dit {
+        blocks: f64,
+        width: f64,
+        text_tokens: f64,
+        ffn_ratio: f64,
+    },
 }
 
 impl Denoiser {
@@ -48,11 +61,20 @@ impl Denoiser {
     pub fn pass(&self, tokens: f64) -> Flops {
         match *self {
             Self::Counted(polynomial) => polynomial.at(tokens),
-            Self::MmDit { blocks, width, text_tokens } => {
+            Self::MmDit {
+                blocks,
+                width,
+                text_tokens,
+            } => {
                 let all = tokens + text_tokens;
                 Flops(blocks * (24.0 * width * width * all + 4.0 * all * all * width))
             }
-            Self::Dit { blocks, width, text_tokens, ffn_ratio } => Flops(
+            Self::Dit {
+                blocks,
+                width,
+                text_tokens,
+                ffn_ratio,
+            } => Flops(
                 blocks
                     * (2.0 * (4.0 + 2.0 * ffn_ratio) * width * width * tokens
                         + 4.0 * tokens * tokens * width
@@ -106,7 +128,15 @@ const VAE16: Polynomial = Polynomial::new(0.0, 2.422_473e9, 3.276_8e4);
 const MOVQ: Polynomial = Polynomial::new(0.0, 1.818_444e9, 1.310_72e5);
 const QWEN_VAE: Polynomial = Polynomial::new(0.0, 2.751_531e9, 2.457_6e4);
 
-struct Row(&'static str, (f64, f64, f64), u32, f64, Polynomial, Cfg, (u32, u32, f64));
+struct Row(
+    &'static str,
+    (f64, f64, f64),
+    u32,
+    f64,
+    Polynomial,
+    Cfg,
+    (u32, u32, f64),
+);
 
 #[rustfmt::skip]
 const BUILT_IN: &[Row] = &[
@@ -140,7 +170,10 @@ const ALIASES: &[(&str, &str)] = &[
     ("stabilityai/sdxl-turbo", "sdxl-turbo"),
     ("segmind/ssd-1b", "ssd-1b"),
     ("sd3", "sd3-medium"),
-    ("stabilityai/stable-diffusion-3-medium-diffusers", "sd3-medium"),
+    (
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        "sd3-medium",
+    ),
     ("sd3.5", "sd3.5-large"),
     ("stabilityai/stable-diffusion-3.5-medium", "sd3.5-medium"),
     ("stabilityai/stable-diffusion-3.5-large", "sd3.5-large"),
@@ -149,7 +182,10 @@ const ALIASES: &[(&str, &str)] = &[
     ("black-forest-labs/flux.1-schnell", "flux.1-schnell"),
     ("qwen/qwen-image", "qwen-image"),
     ("pixart-alpha/pixart-sigma-xl-2-1024-ms", "pixart-sigma"),
-    ("tencent-hunyuan/hunyuandit-v1.2-diffusers", "hunyuandit-1.2"),
+    (
+        "tencent-hunyuan/hunyuandit-v1.2-diffusers",
+        "hunyuandit-1.2",
+    ),
     ("hunyuandit", "hunyuandit-1.2"),
     ("hunyuandit-v1.2", "hunyuandit-1.2"),
     ("kandinsky2.2", "kandinsky-2.2"),
@@ -161,8 +197,13 @@ const ALIASES: &[(&str, &str)] = &[
 impl Catalogue {
     /// The models that Jouleward knows without being told.
     pub fn built_in() -> Self {
-        let mut catalogue = Self { models: BTreeMap::new(), aliases: BTreeMap::new() };
-        for Row(name, (constant, per_token, squared), multiple, text, decoder, cfg, defaults) in BUILT_IN {
+        let mut catalogue = Self {
+            models: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+        };
+        for Row(name, (constant, per_token, squared), multiple, text, decoder, cfg, defaults) in
+            BUILT_IN
+        {
             let unclip = *name == "kandinsky-2.2";
             catalogue.insert(Model {
                 name: (*name).to_owned(),
@@ -192,7 +233,8 @@ impl Catalogue {
 
     /// Makes `alias` another name of `name`.
     pub fn alias(&mut self, alias: &str, name: &str) {
-        self.aliases.insert(alias.to_lowercase(), name.to_lowercase());
+        self.aliases
+            .insert(alias.to_lowercase(), name.to_lowercase());
     }
 
     /// Finds a model by name or alias, without case.
@@ -216,16 +258,29 @@ mod tests {
     fn every_alias_names_a_model_that_is_there() {
         let catalogue = Catalogue::built_in();
         for (alias, name) in ALIASES {
-            assert_eq!(catalogue.get(alias).map(|m| m.name.as_str()), Some(*name), "{alias}");
+            assert_eq!(
+                catalogue.get(alias).map(|m| m.name.as_str()),
+                Some(*name),
+                "{alias}"
+            );
         }
     }
 
     #[test]
     fn the_formulas_for_transformers_give_what_was_counted() {
         let tokens = 64.0 * 64.0;
-        let flux = Denoiser::MmDit { blocks: 57.0, width: 3072.0, text_tokens: 512.0 };
+        let flux = Denoiser::MmDit {
+            blocks: 57.0,
+            width: 3072.0,
+            text_tokens: 512.0,
+        };
         assert!((flux.pass(tokens).tera() - 74.36).abs() < 0.01);
-        let pixart = Denoiser::Dit { blocks: 28.0, width: 1152.0, text_tokens: 300.0, ffn_ratio: 4.0 };
+        let pixart = Denoiser::Dit {
+            blocks: 28.0,
+            width: 1152.0,
+            text_tokens: 300.0,
+            ffn_ratio: 4.0,
+        };
         assert!((pixart.pass(tokens).tera() - 6.63).abs() < 0.01);
     }
 }

@@ -25,7 +25,9 @@ pub struct RowError {
 pub enum DatasetError {
     #[error("the first line is not a CSV header")]
     Header(#[source] csv::Error),
-    #[error("column {0} is missing; needed are model, gpu, width, height, steps, energy_joules_per_image")]
+    #[error(
+        "column {0} is missing; needed are model, gpu, width, height, steps, energy_joules_per_image"
+    )]
     Column(&'static str),
 }
 
@@ -36,11 +38,20 @@ pub struct Dataset {
     pub left_out: Vec<RowError>,
 }
 
-const NEEDED: [&str; 6] = ["model", "gpu", "width", "height", "steps", "energy_joules_per_image"];
+const NEEDED: [&str; 6] = [
+    "model",
+    "gpu",
+    "width",
+    "height",
+    "steps",
+    "energy_joules_per_image",
+];
 
 /// Reads a CSV table; rows that cannot be used are listed, never guessed at.
 pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetError> {
-    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_bytes());
+    let mut reader = csv::ReaderBuilder::new()
+        .flexible(true)
+        .from_reader(text.as_bytes());
     let header = reader.headers().map_err(DatasetError::Header)?.clone();
     for name in NEEDED {
         if !header.iter().any(|h| h.trim() == name) {
@@ -50,11 +61,17 @@ pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetErr
     let mut dataset = Dataset::default();
     for (index, record) in reader.records().enumerate() {
         let mut at = None;
-        let row = record.map_err(|error| error.to_string()).and_then(|record| {
-            at = record.position().map(csv::Position::byte);
-            let fields = header.iter().map(str::trim).zip(record.iter().map(str::trim)).collect();
-            observe(&fields, catalogue)
-        });
+        let row = record
+            .map_err(|error| error.to_string())
+            .and_then(|record| {
+                at = record.position().map(csv::Position::byte);
+                let fields = header
+                    .iter()
+                    .map(str::trim)
+                    .zip(record.iter().map(str::trim))
+                    .collect();
+                observe(&fields, catalogue)
+            });
         match row {
             Ok((gpu, run)) => dataset.runs.entry(gpu).or_default().push(run),
             Err(why) => {
@@ -71,11 +88,17 @@ pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetErr
 fn line_of(text: &str, byte: u64) -> u64 {
     let bytes = text.as_bytes();
     let byte = usize::try_from(byte).unwrap_or(0).min(bytes.len());
-    let ends = bytes[byte..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    let ends = bytes[byte..]
+        .iter()
+        .take_while(|b| matches!(b, b'\r' | b'\n'))
+        .count();
     bytes[..byte + ends].iter().filter(|b| **b == b'\n').count() as u64 + 1
 }
 
-fn observe(row: &BTreeMap<&str, &str>, catalogue: &Catalogue) -> Result<(Gpu, Observation), String> {
+fn observe(
+    row: &BTreeMap<&str, &str>,
+    catalogue: &Catalogue,
+) -> Result<(Gpu, Observation), String> {
     let text = |name: &str| row.get(name).copied().unwrap_or_default();
     let model = catalogue
         .get(text("model"))
@@ -91,14 +114,19 @@ fn observe(row: &BTreeMap<&str, &str>, catalogue: &Catalogue) -> Result<(Gpu, Ob
     };
     let precision = match text("precision") {
         "" => Precision::Fp16,
-        other => Precision::parse(other).ok_or_else(|| format!("precision {other:?} is not known"))?,
+        other => {
+            Precision::parse(other).ok_or_else(|| format!("precision {other:?} is not known"))?
+        }
     };
     let energy: f64 = text("energy_joules_per_image")
         .parse()
         .ok()
         .filter(|joules: &f64| joules.is_finite() && *joules > 0.0)
         .ok_or_else(|| {
-            format!("energy_joules_per_image {:?} is not a positive number", text("energy_joules_per_image"))
+            format!(
+                "energy_joules_per_image {:?} is not a positive number",
+                text("energy_joules_per_image")
+            )
         })?;
     let scale = if cfg { 7.5 } else { 0.0 };
     let batch = number(text("batch_size"), "batch_size", Some(1), 1, 1024)?;
@@ -108,8 +136,16 @@ fn observe(row: &BTreeMap<&str, &str>, catalogue: &Catalogue) -> Result<(Gpu, Ob
         width: number(text("width"), "width", None, 64, 8192)?,
         height: number(text("height"), "height", None, 64, 8192)?,
         steps: number(text("steps"), "steps", None, 1, 1000)?,
-        guidance_scale: if model.cfg == Cfg::Batched { scale } else { 0.0 },
-        true_cfg_scale: if model.cfg == Cfg::Sequential { scale } else { 0.0 },
+        guidance_scale: if model.cfg == Cfg::Batched {
+            scale
+        } else {
+            0.0
+        },
+        true_cfg_scale: if model.cfg == Cfg::Sequential {
+            scale
+        } else {
+            0.0
+        },
         precision,
         images: u64::from(batch),
         batch,
@@ -117,10 +153,22 @@ fn observe(row: &BTreeMap<&str, &str>, catalogue: &Catalogue) -> Result<(Gpu, Ob
     };
     let gpus = number(text("num_gpus"), "num_gpus", Some(1), 1, 1024)?;
     let features = Features::of_image(&workload, &count(model, &workload), gpus);
-    Ok((gpu, Observation { features, energy: Joules(energy) }))
+    Ok((
+        gpu,
+        Observation {
+            features,
+            energy: Joules(energy),
+        },
+    ))
 }
 
-fn number(text: &str, name: &str, default: Option<u32>, least: u32, most: u32) -> Result<u32, String> {
+fn number(
+    text: &str,
+    name: &str,
+    default: Option<u32>,
+    least: u32,
+    most: u32,
+) -> Result<u32, String> {
     match (text, default) {
         ("", Some(default)) => Ok(default),
         ("", None) => Err(format!("{name} is empty")),
@@ -136,7 +184,8 @@ fn number(text: &str, name: &str, default: Option<u32>, least: u32, most: u32) -
 mod tests {
     use super::*;
 
-    const HEADER: &str = "model,gpu,width,height,steps,energy_joules_per_image,frames,cfg,precision";
+    const HEADER: &str =
+        "model,gpu,width,height,steps,energy_joules_per_image,frames,cfg,precision";
 
     fn read(rows: &str) -> Dataset {
         read_csv(&format!("{HEADER}\n{rows}"), &Catalogue::built_in()).unwrap()
@@ -153,10 +202,16 @@ mod tests {
         );
         assert_eq!(dataset.runs.values().map(Vec::len).sum::<usize>(), 1);
         let lines: Vec<String> = dataset.left_out.iter().map(ToString::to_string).collect();
-        assert!(lines[0].starts_with("line 3: model \"nosuch\""), "{lines:?}");
+        assert!(
+            lines[0].starts_with("line 3: model \"nosuch\""),
+            "{lines:?}"
+        );
         assert!(lines[1].starts_with("line 4: energy"), "{lines:?}");
         assert!(lines[2].starts_with("line 5: frames"), "{lines:?}");
-        assert!(lines[3].starts_with("line 6: energy_joules_per_image \"\""), "{lines:?}");
+        assert!(
+            lines[3].starts_with("line 6: energy_joules_per_image \"\""),
+            "{lines:?}"
+        );
     }
 
     #[test]

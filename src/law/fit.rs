@@ -23,7 +23,9 @@ pub fn fit(form: Form, gpu: &Gpu, runs: &[Observation]) -> Law {
     let prior = law.clone();
     for _ in 0..ITERATIONS {
         let (information, push) = normal_equations(&law, &prior, runs);
-        let Some(step) = information.solve(&push) else { break };
+        let Some(step) = information.solve(&push) else {
+            break;
+        };
         let length = step.iter().map(|s| s * s).sum::<f64>().sqrt();
         let damp = (0.5 / length).min(1.0);
         for (parameter, s) in law.parameters.iter_mut().zip(step) {

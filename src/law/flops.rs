@@ -33,7 +33,11 @@ pub fn count(model: &Model, workload: &Workload) -> FlopCount {
         Cfg::Sequential => workload.true_cfg_scale > 1.0,
     };
     let passes = if guided { 2.0 } else { 1.0 };
-    let sequential = if guided && model.cfg == Cfg::Sequential { 2.0 } else { 1.0 };
+    let sequential = if guided && model.cfg == Cfg::Sequential {
+        2.0
+    } else {
+        1.0
+    };
     let tokens = tokens(workload.width, workload.height, model.pixel_multiple);
     let decoded = tokens_exact(workload.width, workload.height);
     FlopCount {

@@ -60,7 +60,10 @@ impl Form {
             Self::Additive => vec![
                 start,
                 ("step", belief(prior.step_joules.ln(), prior.step_sd)),
-                ("teraflop", belief(prior.tera_flop_joules.ln(), prior.tera_flop_sd)),
+                (
+                    "teraflop",
+                    belief(prior.tera_flop_joules.ln(), prior.tera_flop_sd),
+                ),
                 // n^(.26·(1 + 1/batch)) on H100.
                 ("gpus", belief(0.26, 0.1)),
                 ("gpus-batch", belief(0.26, 0.1)),
@@ -77,7 +80,13 @@ impl Form {
     /// Parameters that come with a run: its model's level, and its precision's where it
     /// is not the 16-bit baseline.
     pub(super) fn own(features: &Features) -> Vec<(String, Belief)> {
-        let mut own = vec![(format!("model/{}", features.model), Belief { mean: 0.0, sd: MODEL_SD })];
+        let mut own = vec![(
+            format!("model/{}", features.model),
+            Belief {
+                mean: 0.0,
+                sd: MODEL_SD,
+            },
+        )];
         if let Some(belief) = precision_prior(features.precision) {
             own.push((format!("precision/{}", features.precision.as_str()), belief));
         }
@@ -86,7 +95,11 @@ impl Form {
 
     /// ln of the predicted energy, and its derivatives by the parameters, given a look-up
     /// of a parameter's value (the caller gives absent ones their prior mean).
-    pub(super) fn linearise(self, f: &Features, value: impl Fn(&str) -> f64) -> (f64, Vec<(String, f64)>) {
+    pub(super) fn linearise(
+        self,
+        f: &Features,
+        value: impl Fn(&str) -> f64,
+    ) -> (f64, Vec<(String, f64)>) {
         let mut level = 0.0;
         let mut gradient: Vec<(String, f64)> = Vec::with_capacity(8);
         for (name, _) in Self::own(f) {
@@ -139,5 +152,8 @@ fn precision_prior(precision: Precision) -> Option<Belief> {
         Precision::Fp8 | Precision::Int8 => (0.65, 0.3),
         Precision::Fp4 => (0.5, 0.4),
     };
-    Some(Belief { mean: factor.ln(), sd })
+    Some(Belief {
+        mean: factor.ln(),
+        sd,
+    })
 }

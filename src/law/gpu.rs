@@ -42,9 +42,9 @@ impl Gpu {
         let dashed = name.trim().replace(' ', "-").to_lowercase();
         let dashed = dashed.strip_suffix("-shared").unwrap_or(&dashed);
         let dashed = dashed.split("-mig-").next().unwrap_or_default();
-        let bare = ["nvidia-", "tesla-"]
-            .iter()
-            .fold(dashed, |rest, prefix| rest.strip_prefix(prefix).unwrap_or(rest));
+        let bare = ["nvidia-", "tesla-"].iter().fold(dashed, |rest, prefix| {
+            rest.strip_prefix(prefix).unwrap_or(rest)
+        });
         (!bare.is_empty()).then(|| Self(bare.to_owned()))
     }
 
@@ -59,29 +59,41 @@ impl Gpu {
 
     /// The name of the `EnergyLaw` for this product: a valid Kubernetes object name.
     pub fn law_name(&self) -> String {
-        let name: String =
-            self.0.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+        let name: String = self
+            .0
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || c == '.' {
+                    c
+                } else {
+                    '-'
+                }
+            })
+            .collect();
         name.trim_matches(['-', '.']).to_owned()
     }
 
     /// The prior of the law on this product: measured where the family was, else wide.
     pub fn prior(&self) -> Prior {
-        KNOWN.iter().find(|(family, ..)| self.0.starts_with(family)).map_or(
-            Prior {
-                step_joules: 4.0,
-                step_sd: 0.75,
-                tera_flop_joules: 2.4,
-                tera_flop_sd: 0.5,
-                source: "no measurement of this family: all families, widened",
-            },
-            |&(_, step_joules, tera_flop_joules, source)| Prior {
-                step_joules,
-                step_sd: 0.4,
-                tera_flop_joules,
-                tera_flop_sd: 0.25,
-                source,
-            },
-        )
+        KNOWN
+            .iter()
+            .find(|(family, ..)| self.0.starts_with(family))
+            .map_or(
+                Prior {
+                    step_joules: 4.0,
+                    step_sd: 0.75,
+                    tera_flop_joules: 2.4,
+                    tera_flop_sd: 0.5,
+                    source: "no measurement of this family: all families, widened",
+                },
+                |&(_, step_joules, tera_flop_joules, source)| Prior {
+                    step_joules,
+                    step_sd: 0.4,
+                    tera_flop_joules,
+                    tera_flop_sd: 0.25,
+                    source,
+                },
+            )
     }
 }
 
@@ -105,7 +117,11 @@ mod tests {
             "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb",
             "nvidia-a100-sxm4-40gb",
         ] {
-            assert_eq!(Gpu::parse(name).unwrap().as_str(), "a100-sxm4-40gb", "{name}");
+            assert_eq!(
+                Gpu::parse(name).unwrap().as_str(),
+                "a100-sxm4-40gb",
+                "{name}"
+            );
         }
         assert_eq!(Gpu::parse("Tesla-T4").unwrap().as_str(), "t4");
         assert_eq!(Gpu::parse("  "), None);

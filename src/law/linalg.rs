@@ -11,7 +11,10 @@ pub(super) struct Symmetric {
 impl Symmetric {
     pub(super) fn diagonal(values: &[f64]) -> Self {
         let n = values.len();
-        let mut matrix = Self { n, a: vec![0.0; n * n] };
+        let mut matrix = Self {
+            n,
+            a: vec![0.0; n * n],
+        };
         for (i, value) in values.iter().enumerate() {
             matrix.set(i, i, *value);
         }
@@ -41,7 +44,10 @@ impl Symmetric {
 
     /// Matrix times vector.
     pub(super) fn times(&self, x: &[f64]) -> Vec<f64> {
-        self.a.chunks(self.n.max(1)).map(|row| dot(row, x)).collect()
+        self.a
+            .chunks(self.n.max(1))
+            .map(|row| dot(row, x))
+            .collect()
     }
 
     /// Adds a row and column that is zero but for its diagonal.
@@ -59,13 +65,18 @@ impl Symmetric {
     /// Removes row and column k: marginalises a Gaussian over that unknown.
     pub(super) fn shrink(&mut self, k: usize) {
         let keep: Vec<usize> = (0..self.n).filter(|i| *i != k).collect();
-        let a = keep.iter().flat_map(|i| keep.iter().map(|j| self.get(*i, *j))).collect();
+        let a = keep
+            .iter()
+            .flat_map(|i| keep.iter().map(|j| self.get(*i, *j)))
+            .collect();
         *self = Self { n: keep.len(), a };
     }
 
     /// Lower triangle, row by row.
     pub(super) fn lower(&self) -> Vec<f64> {
-        (0..self.n).flat_map(|i| (0..=i).map(move |j| self.get(i, j))).collect()
+        (0..self.n)
+            .flat_map(|i| (0..=i).map(move |j| self.get(i, j)))
+            .collect()
     }
 
     /// From a lower triangle; `None` where the length does not fit or a value is not finite.

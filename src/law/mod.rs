@@ -17,10 +17,10 @@ mod score;
 mod state;
 mod statistics;
 mod stream;
-mod units;
-pub mod workload;
 #[cfg(test)]
 mod tests;
+mod units;
+pub mod workload;
 
 pub use catalogue::{Catalogue, Cfg, Denoiser, Model, Polynomial};
 pub use features::{Features, Observation};

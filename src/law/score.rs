@@ -33,7 +33,10 @@ pub fn score(law: &Law, runs: &[Observation]) -> Score {
 pub fn leave_one_model_out(form: Form, runs: &[Observation]) -> Score {
     let mut judged = Vec::with_capacity(runs.len());
     for model in models(runs) {
-        let (out, rest): (Vec<_>, Vec<_>) = runs.iter().cloned().partition(|r| r.features.model == model);
+        let (out, rest): (Vec<_>, Vec<_>) = runs
+            .iter()
+            .cloned()
+            .partition(|r| r.features.model == model);
         let law = fit(form, &Gpu::unmeasured(), &rest);
         judged.extend(out.iter().map(|run| judge(&law, run)));
     }
@@ -46,7 +49,10 @@ fn models(runs: &[Observation]) -> BTreeSet<String> {
 
 fn judge(law: &Law, run: &Observation) -> (f64, bool) {
     let prediction = law.predict(&run.features);
-    ((prediction.median.0 / run.energy.0 - 1.0).abs(), prediction.covers(run.energy, 0.9))
+    (
+        (prediction.median.0 / run.energy.0 - 1.0).abs(),
+        prediction.covers(run.energy, 0.9),
+    )
 }
 
 fn summarise(runs: &[Observation], judged: Vec<(f64, bool)>) -> Score {

@@ -76,7 +76,12 @@ impl Law {
             gpu: gpu.clone(),
             parameters: fixed
                 .into_iter()
-                .map(|(name, belief)| Parameter { name: name.to_owned(), mean: belief.mean, seen: 0, runs: 0 })
+                .map(|(name, belief)| Parameter {
+                    name: name.to_owned(),
+                    mean: belief.mean,
+                    seen: 0,
+                    runs: 0,
+                })
                 .collect(),
             covariance: Symmetric::diagonal(&variances),
             noise: NOISE * NOISE,
@@ -88,7 +93,8 @@ impl Law {
 
     /// Runs learnt from, of one model.
     pub fn runs_of(&self, model: &str) -> u64 {
-        self.index(&format!("model/{model}")).map_or(0, |i| self.parameters[i].runs)
+        self.index(&format!("model/{model}"))
+            .map_or(0, |i| self.parameters[i].runs)
     }
 
     /// Running mean of the absolute error of predictions made before each run, as a
@@ -101,7 +107,11 @@ impl Law {
     /// exponent itself.
     pub fn parameter(&self, name: &str) -> Option<f64> {
         let mean = self.parameters[self.index(name)?].mean;
-        Some(if matches!(name, "start" | "step" | "teraflop") { mean.exp() } else { mean })
+        Some(if matches!(name, "start" | "step" | "teraflop") {
+            mean.exp()
+        } else {
+            mean
+        })
     }
 
     /// Names and means of all parameters, as they are kept.
@@ -112,26 +122,47 @@ impl Law {
     /// What a run will cost.
     pub fn predict(&self, features: &Features) -> Prediction {
         let (ln, variance) = self.ln_energy(features);
-        let models = self.parameters.iter().filter(|p| p.name.starts_with("model/")).count();
+        let models = self
+            .parameters
+            .iter()
+            .filter(|p| p.name.starts_with("model/"))
+            .count();
         let runs = self.runs_of(&features.model);
         // A model never run is a draw from the models seen; one with runs of its own is
         // known as well as its runs are many.
-        let df = if runs == 0 { models as f64 - 2.0 } else { runs as f64 + 3.0 }.max(4.0);
-        Prediction { median: Joules(ln.exp()), ln_sd: variance.sqrt(), df, runs_of_model: runs }
+        let df = if runs == 0 {
+            models as f64 - 2.0
+        } else {
+            runs as f64 + 3.0
+        }
+        .max(4.0);
+        Prediction {
+            median: Joules(ln.exp()),
+            ln_sd: variance.sqrt(),
+            df,
+            runs_of_model: runs,
+        }
     }
 
     /// ln E and its variance, noise of one run included.
     pub(super) fn ln_energy(&self, features: &Features) -> (f64, f64) {
         let (ln, slopes) = self.linearise(features);
         let (x, absent) = self.dense(features, &slopes);
-        (ln, dot(&x, &self.covariance.times(&x)) + absent + self.noise)
+        (
+            ln,
+            dot(&x, &self.covariance.times(&x)) + absent + self.noise,
+        )
     }
 
     pub(super) fn linearise(&self, features: &Features) -> (f64, Vec<(String, f64)>) {
         let own = Form::own(features);
         self.form.linearise(features, |name| {
             self.index(name).map_or_else(
-                || own.iter().find(|(n, _)| n == name).map_or(0.0, |(_, belief)| belief.mean),
+                || {
+                    own.iter()
+                        .find(|(n, _)| n == name)
+                        .map_or(0.0, |(_, belief)| belief.mean)
+                },
                 |i| self.parameters[i].mean,
             )
         })
@@ -147,7 +178,10 @@ impl Law {
                 Some(i) => x[i] = *slope,
                 None => {
                     let own = Form::own(features);
-                    let sd = own.iter().find(|(n, _)| n == name).map_or(0.0, |(_, b)| b.sd);
+                    let sd = own
+                        .iter()
+                        .find(|(n, _)| n == name)
+                        .map_or(0.0, |(_, b)| b.sd);
                     absent += (slope * sd).powi(2);
                 }
             }
@@ -166,7 +200,13 @@ impl Law {
                 self.add(name, belief);
             }
         }
-        while self.parameters.iter().filter(|p| p.name.contains('/')).count() > LEVELS {
+        while self
+            .parameters
+            .iter()
+            .filter(|p| p.name.contains('/'))
+            .count()
+            > LEVELS
+        {
             let oldest = (0..self.parameters.len())
                 .filter(|i| self.parameters[*i].name.contains('/'))
                 .min_by_key(|i| self.parameters[*i].seen);
@@ -177,7 +217,12 @@ impl Law {
     }
 
     fn add(&mut self, name: String, belief: Belief) {
-        self.parameters.push(Parameter { name, mean: belief.mean, seen: self.observations, runs: 0 });
+        self.parameters.push(Parameter {
+            name,
+            mean: belief.mean,
+            seen: self.observations,
+            runs: 0,
+        });
         self.covariance.grow(belief.sd.powi(2));
     }
 
@@ -207,13 +252,17 @@ impl Law {
             return Err(StateError::Version(saved.version));
         }
         let n = saved.parameters.len();
-        let covariance = Symmetric::from_lower(n, &saved.covariance)
-            .ok_or(StateError::Broken("the covariance does not fit the parameters"))?;
+        let covariance = Symmetric::from_lower(n, &saved.covariance).ok_or(StateError::Broken(
+            "the covariance does not fit the parameters",
+        ))?;
         if saved.parameters.iter().any(|p| !p.mean.is_finite()) || !saved.noise.is_finite() {
             return Err(StateError::Broken("a parameter is not a number"));
         }
         let fixed = saved.form.fixed(&saved.gpu.prior());
-        if fixed.iter().any(|(name, _)| !saved.parameters.iter().any(|p| p.name == *name)) {
+        if fixed
+            .iter()
+            .any(|(name, _)| !saved.parameters.iter().any(|p| p.name == *name))
+        {
             return Err(StateError::Broken("a parameter of this form is missing"));
         }
         Ok(Self {

@@ -68,7 +68,12 @@ impl Law {
         self.error += weight * (error.min(10.0) - self.error);
         self.observations += 1;
         self.touch(run);
-        Outcome::Learnt(Update { before, error, outlier: z.abs() > HUBER, reset })
+        Outcome::Learnt(Update {
+            before,
+            error,
+            outlier: z.abs() > HUBER,
+            reset,
+        })
     }
 
     /// The Kalman step; gives the standardised error of the prediction.
@@ -81,7 +86,11 @@ impl Law {
             let (x, _) = self.dense(&run.features, &slopes);
             let px = self.covariance.times(&x);
             let spread = dot(&x, &px);
-            let moved: Vec<f64> = start.iter().zip(&self.parameters).map(|(a, p)| a - p.mean).collect();
+            let moved: Vec<f64> = start
+                .iter()
+                .zip(&self.parameters)
+                .map(|(a, p)| a - p.mean)
+                .collect();
             let innovation = y - ln - dot(&x, &moved);
             if iteration == 0 {
                 z = innovation / (spread + self.noise).sqrt();
@@ -98,7 +107,8 @@ impl Law {
         let spread = dot(&x, &self.covariance.times(&x));
         if spread > 1e-12 {
             let px = self.covariance.times(&x);
-            self.covariance.add_outer(&px, (1.0 / LAMBDA - 1.0) / spread);
+            self.covariance
+                .add_outer(&px, (1.0 / LAMBDA - 1.0) / spread);
         }
         z
     }
@@ -106,14 +116,21 @@ impl Law {
     /// Two-sided CUSUM; opens the law up and starts anew at an alarm.
     fn watch(&mut self, z: f64) -> bool {
         let z = z.clamp(-3.0, 3.0);
-        self.cusum = ((self.cusum.0 + z - SLACK).max(0.0), (self.cusum.1 - z - SLACK).max(0.0));
+        self.cusum = (
+            (self.cusum.0 + z - SLACK).max(0.0),
+            (self.cusum.1 - z - SLACK).max(0.0),
+        );
         if self.cusum.0.max(self.cusum.1) < ALARM {
             return false;
         }
         self.cusum = (0.0, 0.0);
         // A world that moves moves as a whole: another driver, another power limit.
         let whole = |name: &str| matches!(name, "start" | "step" | "teraflop" | "intercept");
-        let level: Vec<f64> = self.parameters.iter().map(|p| f64::from(u8::from(whole(&p.name)))).collect();
+        let level: Vec<f64> = self
+            .parameters
+            .iter()
+            .map(|p| f64::from(u8::from(whole(&p.name))))
+            .collect();
         self.covariance.add_outer(&level, SHIFT * SHIFT);
         true
     }
@@ -124,7 +141,8 @@ impl Law {
         let (ln, _) = self.linearise(&run.features);
         let left = (y - ln).powi(2).min(HUBER.powi(2) * self.noise);
         let weight = 1.0 / (self.observations as f64 + 20.0).min(100.0);
-        self.noise = (self.noise + weight * (left - self.noise)).clamp(0.02_f64.powi(2), 0.5_f64.powi(2));
+        self.noise =
+            (self.noise + weight * (left - self.noise)).clamp(0.02_f64.powi(2), 0.5_f64.powi(2));
     }
 
     fn touch(&mut self, run: &Observation) {

@@ -31,12 +31,21 @@ fn a100() -> Gpu {
 
 /// A world that is 25 % above the prior and starts at another cost.
 fn truth(features: &Features) -> Joules {
-    Joules(features.starts * 90.0 + 1.25 * features.images * (5.2 * features.calls + 3.03 * features.flops.tera()))
+    Joules(
+        features.starts * 90.0
+            + 1.25 * features.images * (5.2 * features.calls + 3.03 * features.flops.tera()),
+    )
 }
 
 fn mixed(n: usize) -> Features {
     let models = ["sd1.5", "sdxl", "sd2"];
-    observation(models[n % 3], [512, 768, 640][(n / 2) % 3], 15 + (n as u32 * 7) % 20, 1 + (n as u64 % 4), true)
+    observation(
+        models[n % 3],
+        [512, 768, 640][(n / 2) % 3],
+        15 + (n as u32 * 7) % 20,
+        1 + (n as u64 % 4),
+        true,
+    )
 }
 
 #[test]
@@ -66,7 +75,10 @@ fn one_wrong_annotation_does_not_spoil_the_law() {
     let probe = mixed(7);
     let before = law.predict(&probe).median.0;
     let energy = Joules(truth(&probe).0 * 12.0);
-    let Outcome::Learnt(update) = law.learn(&Observation { features: probe.clone(), energy }) else {
+    let Outcome::Learnt(update) = law.learn(&Observation {
+        features: probe.clone(),
+        energy,
+    }) else {
         unreachable!("a positive energy is learnt from")
     };
     assert!(update.outlier);
@@ -87,7 +99,11 @@ fn a_shift_of_the_world_is_followed() {
     for n in 100..160 {
         law.learn(&run(n, 0.8));
     }
-    assert!(law.recent_error().unwrap() < 0.05, "{:?}", law.recent_error());
+    assert!(
+        law.recent_error().unwrap() < 0.05,
+        "{:?}",
+        law.recent_error()
+    );
 }
 
 #[test]
@@ -96,12 +112,21 @@ fn one_configuration_for_ever_blows_nothing_up() {
     let features = observation("sdxl", 1024, 25, 10, true);
     let energy = truth(&features);
     for _ in 0..20_000 {
-        law.learn(&Observation { features: features.clone(), energy });
+        law.learn(&Observation {
+            features: features.clone(),
+            energy,
+        });
     }
     let other = observation("sd1.5", 512, 20, 1, true);
     let prediction = law.predict(&other);
-    assert!(prediction.ln_sd.is_finite() && prediction.ln_sd < 2.0, "{prediction:?}");
-    assert!((prediction.median.0 / truth(&other).0).ln().abs() < 1.0, "{prediction:?}");
+    assert!(
+        prediction.ln_sd.is_finite() && prediction.ln_sd < 2.0,
+        "{prediction:?}"
+    );
+    assert!(
+        (prediction.median.0 / truth(&other).0).ln().abs() < 1.0,
+        "{prediction:?}"
+    );
 }
 
 #[test]
@@ -127,7 +152,10 @@ fn a_saved_law_goes_on_exactly_where_it_stopped() {
     }
     let mut again = Law::load(&law.save()).unwrap();
     assert_eq!(again, law);
-    let run = Observation { features: mixed(21), energy: Joules(500.0) };
+    let run = Observation {
+        features: mixed(21),
+        energy: Joules(500.0),
+    };
     law.learn(&run);
     again.learn(&run);
     assert_eq!(again, law);
@@ -137,7 +165,10 @@ fn a_saved_law_goes_on_exactly_where_it_stopped() {
 fn energies_that_cannot_be_are_refused() {
     let mut law = Law::prior(Form::Additive, &a100());
     for energy in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        let run = Observation { features: mixed(1), energy: Joules(energy) };
+        let run = Observation {
+            features: mixed(1),
+            energy: Joules(energy),
+        };
         assert!(matches!(law.learn(&run), Outcome::Refused(_)), "{energy}");
     }
     assert_eq!(law, Law::prior(Form::Additive, &a100()));
@@ -178,9 +209,14 @@ proptest::proptest! {
 
 /// Figures for reading, not for shipping: absent outside the project's own machines.
 fn public_runs(file: &str) -> Option<dataset::Dataset> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/energy").join(file);
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared/data/energy")
+        .join(file);
     let Ok(text) = std::fs::read_to_string(&path) else {
-        #[expect(clippy::disallowed_methods, reason = "in CI an absent data set is a failure")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "in CI an absent data set is a failure"
+        )]
         let ci = std::env::var_os("CI").is_some();
         assert!(!ci, "{file} is not there: CI must have the reference data");
         eprintln!("SKIPPED: {file} is not there, the error it pins is not checked");
@@ -191,7 +227,9 @@ fn public_runs(file: &str) -> Option<dataset::Dataset> {
 
 #[test]
 fn leave_one_model_out_on_public_runs_reaches_what_is_pinned() {
-    let Some(data) = public_runs("mlenergy_v2_diffusion.csv") else { return };
+    let Some(data) = public_runs("mlenergy_v2_diffusion.csv") else {
+        return;
+    };
     for (gpu, most) in [("A100-SXM4-40GB", 0.085), ("H100 80GB HBM3", 0.105)] {
         let gpu = Gpu::parse(gpu).unwrap();
         let runs = &data.runs[&gpu];

@@ -49,8 +49,15 @@ pub enum Precision {
 }
 
 impl Precision {
-    pub const ALL: [Self; 7] =
-        [Self::Fp32, Self::Tf32, Self::Fp16, Self::Bf16, Self::Fp8, Self::Int8, Self::Fp4];
+    pub const ALL: [Self; 7] = [
+        Self::Fp32,
+        Self::Tf32,
+        Self::Fp16,
+        Self::Bf16,
+        Self::Fp8,
+        Self::Int8,
+        Self::Fp4,
+    ];
 
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim().to_lowercase();
@@ -109,9 +116,17 @@ impl fmt::Display for ParameterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.value {
             Some(value) => {
-                write!(f, "annotation {}: {value:?} is not {}", self.annotation, self.allowed)
+                write!(
+                    f,
+                    "annotation {}: {value:?} is not {}",
+                    self.annotation, self.allowed
+                )
             }
-            None => write!(f, "annotation {} is missing: set {}", self.annotation, self.allowed),
+            None => write!(
+                f,
+                "annotation {} is missing: set {}",
+                self.annotation, self.allowed
+            ),
         }
     }
 }
@@ -126,7 +141,11 @@ impl Workload {
         annotations: &BTreeMap<String, String>,
         catalogue: &Catalogue,
     ) -> Result<Self, Vec<ParameterError>> {
-        let mut reader = Reader { annotations, errors: Vec::new(), assumed: Vec::new() };
+        let mut reader = Reader {
+            annotations,
+            errors: Vec::new(),
+            assumed: Vec::new(),
+        };
         let Some(name) = annotations.get(MODEL.name) else {
             return Err(vec![error(MODEL, None)]);
         };
@@ -138,7 +157,11 @@ impl Workload {
         };
         let workload = reader.read(model);
         reader.unknown();
-        if reader.errors.is_empty() { Ok(workload) } else { Err(reader.errors) }
+        if reader.errors.is_empty() {
+            Ok(workload)
+        } else {
+            Err(reader.errors)
+        }
     }
 }
 
@@ -185,7 +208,11 @@ impl Reader<'_> {
     /// An annotation of ours that nobody reads is a typing error, not a comment.
     fn unknown(&mut self) {
         const STAMPS: &[&str] = crate::contract::STAMPS;
-        for name in self.annotations.keys().filter(|name| name.starts_with("jouleward.dev/")) {
+        for name in self
+            .annotations
+            .keys()
+            .filter(|name| name.starts_with("jouleward.dev/"))
+        {
             let known = ALL.iter().any(|a| a.name == name) || STAMPS.contains(&name.as_str());
             if !known {
                 let names = ALL.iter().map(|a| a.name).collect::<Vec<_>>().join(", ");
@@ -212,7 +239,10 @@ impl Reader<'_> {
     fn side(&mut self, annotation: Annotation, default: u32) -> u32 {
         let side = self.number(annotation, default, 64, 8192);
         if side % 8 != 0 {
-            self.errors.push(error(annotation, self.annotations.get(annotation.name).map(String::as_str)));
+            self.errors.push(error(
+                annotation,
+                self.annotations.get(annotation.name).map(String::as_str),
+            ));
         }
         side
     }
@@ -222,7 +252,9 @@ impl Reader<'_> {
         T: std::str::FromStr + PartialOrd + Copy,
     {
         self.value(annotation, default, |text| {
-            text.parse().ok().filter(|number| *number >= least && *number <= most)
+            text.parse()
+                .ok()
+                .filter(|number| *number >= least && *number <= most)
         })
     }
 
@@ -234,7 +266,12 @@ impl Reader<'_> {
         self.value(PRECISION, Precision::Fp16, Precision::parse)
     }
 
-    fn value<T>(&mut self, annotation: Annotation, default: T, parse: impl Fn(&str) -> Option<T>) -> T {
+    fn value<T>(
+        &mut self,
+        annotation: Annotation,
+        default: T,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> T {
         let Some(text) = self.annotations.get(annotation.name) else {
             self.assumed.push(annotation.name.to_owned());
             return default;
@@ -251,7 +288,10 @@ mod tests {
     use super::*;
 
     fn annotate(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(k, v)| (format!("jouleward.dev/{k}"), (*v).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(k, v)| (format!("jouleward.dev/{k}"), (*v).to_owned()))
+            .collect()
     }
 
     fn read(pairs: &[(&str, &str)]) -> Result<Workload, Vec<ParameterError>> {
@@ -270,15 +310,25 @@ mod tests {
             ("batch-size", "2"),
         ])
         .unwrap();
-        assert_eq!((workload.width, workload.height, workload.steps), (1024, 768, 28));
-        assert_eq!((workload.images, workload.batch, workload.precision), (10, 2, Precision::Bf16));
+        assert_eq!(
+            (workload.width, workload.height, workload.steps),
+            (1024, 768, 28)
+        );
+        assert_eq!(
+            (workload.images, workload.batch, workload.precision),
+            (10, 2, Precision::Bf16)
+        );
     }
 
     #[test]
     fn what_is_absent_takes_the_pipelines_default_and_is_named() {
         let workload = read(&[("model", "sdxl")]).unwrap();
         assert_eq!((workload.width, workload.steps), (1024, 50));
-        assert!(workload.assumed.contains(&"jouleward.dev/num-inference-steps".to_owned()));
+        assert!(
+            workload
+                .assumed
+                .contains(&"jouleward.dev/num-inference-steps".to_owned())
+        );
     }
 
     #[test]
@@ -296,12 +346,17 @@ mod tests {
             ("num-frames", "81"),
             ("num-inference-step", "20"),
         ] {
-            let errors = read(&[("model", "sdxl"), ("width", "512"), ("height", "512"), (name, value)])
-                .err()
-                .unwrap_or_else(|| {
-                    // `width` and `height` above are overwritten by the pair under test.
-                    unreachable!("{name}={value} was accepted")
-                });
+            let errors = read(&[
+                ("model", "sdxl"),
+                ("width", "512"),
+                ("height", "512"),
+                (name, value),
+            ])
+            .err()
+            .unwrap_or_else(|| {
+                // `width` and `height` above are overwritten by the pair under test.
+                unreachable!("{name}={value} was accepted")
+            });
             let text = errors[0].to_string();
             assert!(text.contains(name) && text.contains(value), "{text}");
         }
@@ -310,14 +365,22 @@ mod tests {
     #[test]
     fn width_without_height_is_a_contradiction_not_a_square() {
         let errors = read(&[("model", "sdxl"), ("width", "512")]).unwrap_err();
-        assert!(errors[0].to_string().contains("jouleward.dev/height is missing"));
+        assert!(
+            errors[0]
+                .to_string()
+                .contains("jouleward.dev/height is missing")
+        );
     }
 
     #[test]
     fn no_model_is_missing_and_an_unknown_one_lists_the_known() {
         assert!(read(&[]).unwrap_err()[0].missing);
         let errors = read(&[("model", "dall-e")]).unwrap_err();
-        assert!(errors[0].to_string().contains("flux.1-dev"), "{}", errors[0]);
+        assert!(
+            errors[0].to_string().contains("flux.1-dev"),
+            "{}",
+            errors[0]
+        );
     }
 
     proptest::proptest! {

@@ -92,7 +92,10 @@ impl Allocations {
                 // Without a UID a pod goes by its name: better billed than lost.
                 let uid = uid_of(&holder.namespace, &holder.pod)
                     .unwrap_or_else(|| format!("{}/{}", holder.namespace, holder.pod));
-                let holder = Holder { uid, ..holder.clone() };
+                let holder = Holder {
+                    uid,
+                    ..holder.clone()
+                };
                 held.insert((gpu.clone(), holder.clone()));
                 changed |= self.hold(gpu, holder, *weight, if first { 0 } else { now });
             }
@@ -105,7 +108,10 @@ impl Allocations {
                     changed = true;
                 }
             }
-            tenures.retain(|t| t.until.is_none_or(|until| now.saturating_sub(until) < KEPT_US));
+            tenures.retain(|t| {
+                t.until
+                    .is_none_or(|until| now.saturating_sub(until) < KEPT_US)
+            });
         }
         self.forget(now);
         changed
@@ -113,12 +119,25 @@ impl Allocations {
 
     fn hold(&mut self, gpu: &str, holder: Holder, weight: u64, now: u64) -> bool {
         let tenures = self.tenures.entry(gpu.to_owned()).or_default();
-        if let Some(tenure) = tenures.iter_mut().find(|t| t.holder == holder && t.until.is_none()) {
+        if let Some(tenure) = tenures
+            .iter_mut()
+            .find(|t| t.holder == holder && t.until.is_none())
+        {
             tenure.weight = weight;
             return false;
         }
-        let since = self.appeared.get(&holder.uid).copied().unwrap_or(now).min(now);
-        tenures.push(Tenure { holder, weight, since, until: None });
+        let since = self
+            .appeared
+            .get(&holder.uid)
+            .copied()
+            .unwrap_or(now)
+            .min(now);
+        tenures.push(Tenure {
+            holder,
+            weight,
+            since,
+            until: None,
+        });
         true
     }
 
@@ -159,7 +178,10 @@ mod tests {
             pod: pod.into(),
             container: "main".into(),
         };
-        BTreeMap::from([("GPU-0".to_owned(), pods.iter().map(|pod| (holder(pod), 1)).collect())])
+        BTreeMap::from([(
+            "GPU-0".to_owned(),
+            pods.iter().map(|pod| (holder(pod), 1)).collect(),
+        )])
     }
 
     fn uid(_: &str, pod: &str) -> Option<String> {

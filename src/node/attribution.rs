@@ -27,7 +27,12 @@ pub enum Unattributed {
 }
 
 impl Unattributed {
-    pub const ALL: [Self; 4] = [Self::Unallocated, Self::HostProcess, Self::UnknownHolder, Self::Gap];
+    pub const ALL: [Self; 4] = [
+        Self::Unallocated,
+        Self::HostProcess,
+        Self::UnknownHolder,
+        Self::Gap,
+    ];
 
     /// The label value.
     pub fn as_str(self) -> &'static str {
@@ -93,7 +98,11 @@ pub struct Split {
 impl Split {
     /// The sum of all parts: the window's energy.
     pub fn total(&self) -> Microjoules {
-        let pods: Microjoules = self.pods.values().map(|(active, idle)| *active + *idle).sum();
+        let pods: Microjoules = self
+            .pods
+            .values()
+            .map(|(active, idle)| *active + *idle)
+            .sum();
         pods + self.unattributed.values().copied().sum()
     }
 }
@@ -108,10 +117,21 @@ enum Payer {
 /// by activity. See docs/attribution.md for the rules and their reasons.
 pub fn split(window: &Window) -> Split {
     let idle_bound = u128::from(window.idle_milliwatts) * u128::from(window.micros) / 1000;
-    let idle = Microjoules(u64::try_from(idle_bound).unwrap_or(u64::MAX).min(window.energy.0));
-    let mut split = Split { pods: BTreeMap::new(), unattributed: BTreeMap::new(), quality: Quality::Exact };
-    let holders: BTreeMap<Payer, u64> =
-        window.holders.iter().map(|(h, weight)| (Payer::Holder(h.clone()), *weight)).collect();
+    let idle = Microjoules(
+        u64::try_from(idle_bound)
+            .unwrap_or(u64::MAX)
+            .min(window.energy.0),
+    );
+    let mut split = Split {
+        pods: BTreeMap::new(),
+        unattributed: BTreeMap::new(),
+        quality: Quality::Exact,
+    };
+    let holders: BTreeMap<Payer, u64> = window
+        .holders
+        .iter()
+        .map(|(h, weight)| (Payer::Holder(h.clone()), *weight))
+        .collect();
     let idle_payers = or_else(holders, Unattributed::Unallocated);
     for (payer, part) in apportion(idle.0, &idle_payers) {
         split.pay(payer, part, false);
@@ -131,7 +151,9 @@ impl Split {
                 let slot = self.pods.entry(holder).or_default();
                 *(if active { &mut slot.0 } else { &mut slot.1 }) += Microjoules(part);
             }
-            Payer::Reason(reason) => *self.unattributed.entry(reason).or_default() += Microjoules(part),
+            Payer::Reason(reason) => {
+                *self.unattributed.entry(reason).or_default() += Microjoules(part)
+            }
         }
     }
 }
@@ -145,11 +167,17 @@ fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
                 .holders
                 .keys()
                 .find(|holder| holder.uid == *uid)
-                .map_or(Payer::Reason(Unattributed::UnknownHolder), |h| Payer::Holder(h.clone())),
+                .map_or(Payer::Reason(Unattributed::UnknownHolder), |h| {
+                    Payer::Holder(h.clone())
+                }),
         };
         *payers.entry(payer).or_default() += *weight;
     }
-    let quality = if window.holders.len() <= 1 && payers.len() <= 1 { Quality::Exact } else { Quality::Sampled };
+    let quality = if window.holders.len() <= 1 && payers.len() <= 1 {
+        Quality::Exact
+    } else {
+        Quality::Sampled
+    };
     if payers.is_empty() {
         payers = match window.holders.keys().collect::<Vec<_>>()[..] {
             [] => BTreeMap::from([(Payer::Reason(Unattributed::Unallocated), 1)]),
@@ -162,7 +190,11 @@ fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
 
 fn or_else(payers: BTreeMap<Payer, u64>, reason: Unattributed) -> BTreeMap<Payer, u64> {
     let some = payers.values().any(|weight| *weight > 0);
-    if some { payers } else { BTreeMap::from([(Payer::Reason(reason), 1)]) }
+    if some {
+        payers
+    } else {
+        BTreeMap::from([(Payer::Reason(reason), 1)])
+    }
 }
 
 /// Shares a total by weight: floors, then one each to the largest remainders, ties to the
@@ -176,7 +208,11 @@ fn apportion<K: Ord + Clone>(total: u64, weights: &BTreeMap<K, u64>) -> Vec<(K, 
         .iter()
         .map(|(key, weight)| {
             let product = u128::from(total) * u128::from(*weight);
-            (key.clone(), u64::try_from(product / sum).unwrap_or(u64::MAX), product % sum)
+            (
+                key.clone(),
+                u64::try_from(product / sum).unwrap_or(u64::MAX),
+                product % sum,
+            )
         })
         .collect();
     let given: u64 = parts.iter().map(|part| part.1).sum();
@@ -187,7 +223,10 @@ fn apportion<K: Ord + Clone>(total: u64, weights: &BTreeMap<K, u64>) -> Vec<(K, 
     for i in order.into_iter().take(left) {
         parts[i].1 += 1;
     }
-    parts.into_iter().map(|(key, part, _)| (key, part)).collect()
+    parts
+        .into_iter()
+        .map(|(key, part, _)| (key, part))
+        .collect()
 }
 
 #[cfg(test)]
@@ -196,7 +235,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn holder(name: &str) -> Holder {
-        Holder { uid: name.into(), namespace: "ns".into(), pod: name.into(), container: "main".into() }
+        Holder {
+            uid: name.into(),
+            namespace: "ns".into(),
+            pod: name.into(),
+            container: "main".into(),
+        }
     }
 
     fn window(joules: u64, holders: &[(&str, u64)], activity: &[(Option<&str>, u64)]) -> Window {
@@ -204,21 +248,36 @@ mod tests {
             energy: Microjoules(joules),
             micros: 1_000_000,
             idle_milliwatts: 72_000,
-            holders: holders.iter().map(|(name, weight)| (holder(name), *weight)).collect(),
+            holders: holders
+                .iter()
+                .map(|(name, weight)| (holder(name), *weight))
+                .collect(),
             activity: activity
                 .iter()
-                .map(|(pod, weight)| (pod.map_or(Owner::Host, |uid| Owner::Pod(uid.into())), *weight))
+                .map(|(pod, weight)| {
+                    (
+                        pod.map_or(Owner::Host, |uid| Owner::Pod(uid.into())),
+                        *weight,
+                    )
+                })
                 .collect(),
         }
     }
 
     fn of(split: &Split, name: &str) -> (u64, u64) {
-        split.pods.get(&holder(name)).map_or((0, 0), |(active, idle)| (active.0, idle.0))
+        split
+            .pods
+            .get(&holder(name))
+            .map_or((0, 0), |(active, idle)| (active.0, idle.0))
     }
 
     #[test]
     fn two_holders_share_idle_by_replicas_and_work_by_activity() {
-        let split = split(&window(300_000_000, &[("a", 1), ("b", 1)], &[(Some("a"), 60), (Some("b"), 20)]));
+        let split = split(&window(
+            300_000_000,
+            &[("a", 1), ("b", 1)],
+            &[(Some("a"), 60), (Some("b"), 20)],
+        ));
         assert_eq!(of(&split, "a"), (171_000_000, 36_000_000));
         assert_eq!(of(&split, "b"), (57_000_000, 36_000_000));
         assert_eq!(split.quality, Quality::Sampled);
@@ -228,46 +287,73 @@ mod tests {
     fn work_that_no_sample_explains_is_nobodys_when_several_hold() {
         let split = split(&window(300_000_000, &[("a", 1), ("b", 1)], &[]));
         assert_eq!(of(&split, "a"), (0, 36_000_000));
-        assert_eq!(split.unattributed[&Unattributed::UnknownHolder].0, 228_000_000);
+        assert_eq!(
+            split.unattributed[&Unattributed::UnknownHolder].0,
+            228_000_000
+        );
     }
 
     #[test]
     fn one_holder_alone_takes_all_without_a_model() {
         let split = split(&window(300_000_000, &[("a", 1)], &[]));
-        assert_eq!((of(&split, "a"), split.quality), ((228_000_000, 72_000_000), Quality::Exact));
+        assert_eq!(
+            (of(&split, "a"), split.quality),
+            ((228_000_000, 72_000_000), Quality::Exact)
+        );
     }
 
     #[test]
     fn without_a_holder_idle_is_unallocated_and_work_the_hosts() {
         let split = split(&window(300_000_000, &[], &[(None, 1)]));
         assert_eq!(split.unattributed[&Unattributed::Unallocated].0, 72_000_000);
-        assert_eq!(split.unattributed[&Unattributed::HostProcess].0, 228_000_000);
+        assert_eq!(
+            split.unattributed[&Unattributed::HostProcess].0,
+            228_000_000
+        );
     }
 
     #[test]
     fn leftovers_go_to_the_largest_remainders_then_the_smallest_key() {
-        let mut w = window(10, &[("a", 1), ("b", 1), ("c", 1)], &[(Some("a"), 1), (Some("b"), 1), (Some("c"), 1)]);
+        let mut w = window(
+            10,
+            &[("a", 1), ("b", 1), ("c", 1)],
+            &[(Some("a"), 1), (Some("b"), 1), (Some("c"), 1)],
+        );
         w.idle_milliwatts = 0;
         let split = split(&w);
-        assert_eq!([of(&split, "a").0, of(&split, "b").0, of(&split, "c").0], [4, 3, 3]);
+        assert_eq!(
+            [of(&split, "a").0, of(&split, "b").0, of(&split, "c").0],
+            [4, 3, 3]
+        );
     }
 
     fn any_window() -> impl Strategy<Value = Window> {
         let energy = prop_oneof![Just(0), Just(1), Just(7), 0_u64..700_000_000];
         let holders = proptest::collection::btree_map(0_u8..5, 1_u64..9, 0..5);
-        let activity = proptest::collection::vec((proptest::option::of(0_u8..6), 0_u64..500_000_000), 0..7);
-        (energy, 0_u64..5_000_000, prop_oneof![Just(0_u64), Just(70_000)], holders, activity).prop_map(
-            |(energy, micros, idle_milliwatts, holders, activity)| Window {
-                energy: Microjoules(energy),
-                micros,
-                idle_milliwatts,
-                holders: holders.into_iter().map(|(n, w)| (holder(&n.to_string()), w)).collect(),
-                activity: activity
-                    .into_iter()
-                    .map(|(pod, w)| (pod.map_or(Owner::Host, |n| Owner::Pod(n.to_string())), w))
-                    .collect(),
-            },
+        let activity =
+            proptest::collection::vec((proptest::option::of(0_u8..6), 0_u64..500_000_000), 0..7);
+        (
+            energy,
+            0_u64..5_000_000,
+            prop_oneof![Just(0_u64), Just(70_000)],
+            holders,
+            activity,
         )
+            .prop_map(
+                |(energy, micros, idle_milliwatts, holders, activity)| Window {
+                    energy: Microjoules(energy),
+                    micros,
+                    idle_milliwatts,
+                    holders: holders
+                        .into_iter()
+                        .map(|(n, w)| (holder(&n.to_string()), w))
+                        .collect(),
+                    activity: activity
+                        .into_iter()
+                        .map(|(pod, w)| (pod.map_or(Owner::Host, |n| Owner::Pod(n.to_string())), w))
+                        .collect(),
+                },
+            )
     }
 
     proptest! {

@@ -33,19 +33,26 @@ pub fn parse_line(line: &str) -> Option<Membership> {
         .into_iter()
         .chain(components[index + 1..].iter().copied())
         .find_map(hex64);
-    Some(Membership { pod_uid: uid, container_id })
+    Some(Membership {
+        pod_uid: uid,
+        container_id,
+    })
 }
 
 /// Reads a whole /proc/PID/cgroup file: the unified line, or on version 1 any controller
 /// that names a pod.
 pub fn parse(text: &str) -> Option<Membership> {
-    text.lines().filter_map(parse_line).max_by_key(|found| found.container_id.is_some())
+    text.lines()
+        .filter_map(parse_line)
+        .max_by_key(|found| found.container_id.is_some())
 }
 
 fn path_of(line: &str) -> &str {
     let mut fields = line.splitn(3, ':');
     match (fields.next(), fields.next(), fields.next()) {
-        (Some(hierarchy), Some(_), Some(path)) if hierarchy.bytes().all(|b| b.is_ascii_digit()) => path,
+        (Some(hierarchy), Some(_), Some(path)) if hierarchy.bytes().all(|b| b.is_ascii_digit()) => {
+            path
+        }
         _ => line,
     }
 }
@@ -95,9 +102,15 @@ mod tests {
 
     #[test]
     fn every_line_met_in_the_wild_gives_its_pod_and_container() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/cgroup_paths.tsv");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../shared/data/cgroup_paths.tsv"
+        );
         let Ok(text) = std::fs::read_to_string(path) else {
-            #[expect(clippy::disallowed_methods, reason = "in CI an absent data set is a failure")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "in CI an absent data set is a failure"
+            )]
             let ci = std::env::var_os("CI").is_some();
             assert!(!ci, "the collection of cgroup lines must be there in CI");
             eprintln!("SKIPPED: no collection of cgroup lines");
@@ -108,12 +121,20 @@ mod tests {
             let fields: Vec<&str> = row.split('\t').collect();
             let found = parse_line(fields[0]);
             let uid = found.as_ref().map_or("-", |m| m.pod_uid.as_str());
-            let container = found.as_ref().and_then(|m| m.container_id.as_deref()).unwrap_or("-");
+            let container = found
+                .as_ref()
+                .and_then(|m| m.container_id.as_deref())
+                .unwrap_or("-");
             if uid != fields[1] || (uid != "-" && container != fields[2]) {
                 wrong.push(format!("{row}\n    gave {found:?}"));
             }
         }
-        assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "{} wrong:\n{}",
+            wrong.len(),
+            wrong.join("\n")
+        );
     }
 
     proptest::proptest! {

@@ -58,8 +58,9 @@ const LATEST: Duration = Duration::from_secs(5);
 
 /// Runs until told to stop.
 pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
-    let server =
-        Server::bind(settings.listen).await.map_err(|e| ExporterError::Listen(settings.listen, e))?;
+    let server = Server::bind(settings.listen)
+        .await
+        .map_err(|e| ExporterError::Listen(settings.listen, e))?;
     let kubelet = Kubelet::new(&settings.kubelet_socket)
         .map_err(|e| ExporterError::Socket(settings.kubelet_socket.clone(), e))?;
     let shared = Arc::new(Shared {
@@ -91,7 +92,11 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
     server.run(None, handler, stop).await;
     shared.stop.store(true, Ordering::Relaxed);
     // The thread looks at the flag every 50 ms; a hanging driver must not keep us.
-    let _ = tokio::time::timeout(Duration::from_secs(2), tokio::task::spawn_blocking(|| thread.join())).await;
+    let _ = tokio::time::timeout(
+        Duration::from_secs(2),
+        tokio::task::spawn_blocking(|| thread.join()),
+    )
+    .await;
     Ok(())
 }
 
@@ -135,15 +140,26 @@ async fn ask(kubelet: Kubelet, shared: Arc<Shared>) {
 fn answer(call: &Call, shared: &Shared) -> Answer {
     match call.path.as_str() {
         "/metrics" => {
-            let (body, content_type) = render(shared.snapshot.load().families(), call.accept.as_deref());
-            Answer { status: StatusCode::OK, content_type, body: body.into_bytes() }
+            let (body, content_type) =
+                render(shared.snapshot.load().families(), call.accept.as_deref());
+            Answer {
+                status: StatusCode::OK,
+                content_type,
+                body: body.into_bytes(),
+            }
         }
-        "/v1/pods" => Answer::json(serde_json::to_vec(shared.ledger.load().as_ref()).unwrap_or_default()),
+        "/v1/pods" => {
+            Answer::json(serde_json::to_vec(shared.ledger.load().as_ref()).unwrap_or_default())
+        }
         "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
         "/readyz" => {
             let snapshot = shared.snapshot.load();
             let ready = snapshot.health.is_ready();
-            let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let status = if ready {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
             Answer::text(status, snapshot.health.report())
         }
         _ => Answer::not_found(),

@@ -17,7 +17,10 @@ const KEPT: usize = 64;
 
 impl IdlePower {
     pub(super) fn new(configured: Option<u64>) -> Self {
-        Self { configured, quiet: VecDeque::new() }
+        Self {
+            configured,
+            quiet: VecDeque::new(),
+        }
     }
 
     /// A window with neither holder nor process.
@@ -28,7 +31,8 @@ impl IdlePower {
         if self.quiet.len() == KEPT {
             self.quiet.pop_front();
         }
-        self.quiet.push_back((energy.0.saturating_mul(1000) / micros, micros));
+        self.quiet
+            .push_back((energy.0.saturating_mul(1000) / micros, micros));
     }
 
     /// mW, a low quantile of the quiet windows; `None` while not known.
@@ -39,7 +43,11 @@ impl IdlePower {
         if self.quiet.iter().map(|(_, micros)| micros).sum::<u64>() < ENOUGH_US {
             return None;
         }
-        let mut powers: Vec<u64> = self.quiet.iter().map(|(milliwatts, _)| *milliwatts).collect();
+        let mut powers: Vec<u64> = self
+            .quiet
+            .iter()
+            .map(|(milliwatts, _)| *milliwatts)
+            .collect();
         powers.sort_unstable();
         powers.get(powers.len() / 4).copied()
     }

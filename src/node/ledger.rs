@@ -38,9 +38,18 @@ pub struct PodEnergy {
 
 /// The page as of now (µs, monotonic).
 pub(super) fn page(meter: &Meter, node: &str, epoch: &str, ready: bool, now: u64) -> LedgerPage {
-    let model = |gpu: &str| meter.gpus().find(|(info, _)| info.uuid == gpu).map(|(info, _)| info.model.clone());
+    let model = |gpu: &str| {
+        meter
+            .gpus()
+            .find(|(info, _)| info.uuid == gpu)
+            .map(|(info, _)| info.model.clone())
+    };
     let pod = |account: &PodAccount| {
-        let mut models: Vec<String> = account.shares.keys().filter_map(|(_, gpu)| model(gpu)).collect();
+        let mut models: Vec<String> = account
+            .shares
+            .keys()
+            .filter_map(|(_, gpu)| model(gpu))
+            .collect();
         models.sort();
         models.dedup();
         PodEnergy {

@@ -48,7 +48,10 @@ pub struct PodAccount {
 impl PodAccount {
     /// All its energy.
     pub fn energy(&self) -> Microjoules {
-        self.shares.values().map(|share| share.active + share.idle).sum()
+        self.shares
+            .values()
+            .map(|share| share.active + share.idle)
+            .sum()
     }
 }
 
@@ -115,7 +118,9 @@ impl Meter {
 
     /// Takes in one look at one GPU at `now` (µs, monotonic).
     pub fn look(&mut self, uuid: &str, look: Look, now: u64) {
-        let Some(gpu) = self.gpus.get_mut(uuid) else { return };
+        let Some(gpu) = self.gpus.get_mut(uuid) else {
+            return;
+        };
         gpu.totals.power_milliwatts = look.power_milliwatts;
         let Some(energy) = look.energy_millijoules else {
             gpu.totals.lost += u64::from(!gpu.failing);
@@ -127,7 +132,10 @@ impl Meter {
             && now > at
         {
             let micros = now - at;
-            match energy.checked_sub(before).filter(|delta| gpu.plausible(*delta, micros)) {
+            match energy
+                .checked_sub(before)
+                .filter(|delta| gpu.plausible(*delta, micros))
+            {
                 None => {
                     gpu.totals.resets += 1;
                     gpu.totals.gap_micros += micros;
@@ -136,7 +144,11 @@ impl Meter {
                     from: at,
                     to: now,
                     energy: Microjoules(delta.saturating_mul(1000)),
-                    activity: look.activity.into_iter().map(|(o, sm)| (o, sm * micros)).collect(),
+                    activity: look
+                        .activity
+                        .into_iter()
+                        .map(|(o, sm)| (o, sm * micros))
+                        .collect(),
                     busy: look.busy,
                     gap: micros > WATCHED_US,
                 }),
@@ -163,15 +175,25 @@ impl Meter {
         let gpu = self.gpus.get_mut(uuid)?;
         let front = gpu.pending.front()?;
         let late = stale || now.saturating_sub(front.to) > PATIENCE_US;
-        if front.to <= until || late { gpu.pending.pop_front() } else { None }
+        if front.to <= until || late {
+            gpu.pending.pop_front()
+        } else {
+            None
+        }
     }
 
     fn bill(&mut self, uuid: &str, pending: Pending, allocations: &Allocations, stale: bool) {
-        let Some(gpu) = self.gpus.get_mut(uuid) else { return };
+        let Some(gpu) = self.gpus.get_mut(uuid) else {
+            return;
+        };
         let micros = pending.to - pending.from;
         gpu.totals.energy += pending.energy;
         if pending.gap || stale {
-            let reason = if pending.gap { Unattributed::Gap } else { Unattributed::UnknownHolder };
+            let reason = if pending.gap {
+                Unattributed::Gap
+            } else {
+                Unattributed::UnknownHolder
+            };
             gpu.totals.gap_micros += if pending.gap { micros } else { 0 };
             *gpu.totals.unattributed.entry(reason).or_default() += pending.energy;
             return;
@@ -188,7 +210,11 @@ impl Meter {
             holders,
             activity: pending.activity,
         });
-        debug_assert_eq!(split.total(), pending.energy, "parts must sum to the counter's difference");
+        debug_assert_eq!(
+            split.total(),
+            pending.energy,
+            "parts must sum to the counter's difference"
+        );
         *gpu.totals.quality.entry(split.quality).or_default() += pending.energy;
         for (reason, energy) in split.unattributed {
             *gpu.totals.unattributed.entry(reason).or_default() += energy;
@@ -197,7 +223,10 @@ impl Meter {
             *self.namespaces.entry(holder.namespace.clone()).or_default() += active + idle;
             let account = account(&mut self.pods, &holder, pending.from);
             account.shared |= split.quality == Quality::Sampled;
-            let share = account.shares.entry((holder.container, uuid.to_owned())).or_default();
+            let share = account
+                .shares
+                .entry((holder.container, uuid.to_owned()))
+                .or_default();
             share.active += active;
             share.idle += idle;
         }
@@ -208,7 +237,10 @@ impl Meter {
         for (gpu, tenure) in allocations.current() {
             let holder = &tenure.holder;
             let account = account(&mut self.pods, holder, tenure.since);
-            account.shares.entry((holder.container.clone(), gpu.to_owned())).or_default();
+            account
+                .shares
+                .entry((holder.container.clone(), gpu.to_owned()))
+                .or_default();
             self.namespaces.entry(holder.namespace.clone()).or_default();
         }
     }
@@ -217,11 +249,17 @@ impl Meter {
         if until != u64::MAX {
             return;
         }
-        let open: std::collections::HashSet<&str> =
-            allocations.current().map(|(_, tenure)| tenure.holder.uid.as_str()).collect();
+        let open: std::collections::HashSet<&str> = allocations
+            .current()
+            .map(|(_, tenure)| tenure.holder.uid.as_str())
+            .collect();
         for account in self.pods.values_mut() {
             let holds = open.contains(account.uid.as_str());
-            account.ended = if holds { None } else { account.ended.or(Some(now)) };
+            account.ended = if holds {
+                None
+            } else {
+                account.ended.or(Some(now))
+            };
         }
     }
 
@@ -229,11 +267,15 @@ impl Meter {
     /// how many went.
     pub fn retire(&mut self, before: u64, most: usize) -> u64 {
         let had = self.pods.len();
-        self.pods.retain(|_, account| account.ended.is_none_or(|ended| ended >= before));
+        self.pods
+            .retain(|_, account| account.ended.is_none_or(|ended| ended >= before));
         let excess = self.pods.len().saturating_sub(most);
         if excess > 0 {
-            let mut ended: Vec<(u64, String)> =
-                self.pods.values().filter_map(|a| Some((a.ended?, a.uid.clone()))).collect();
+            let mut ended: Vec<(u64, String)> = self
+                .pods
+                .values()
+                .filter_map(|a| Some((a.ended?, a.uid.clone())))
+                .collect();
             ended.sort();
             for (_, uid) in ended.into_iter().take(excess) {
                 self.pods.remove(&uid);
@@ -259,20 +301,29 @@ impl Gpu {
     /// 1.5 times the power limit for the time passed is the most a board can burn; without
     /// a limit, 2 kW.
     fn plausible(&self, millijoules: u64, micros: u64) -> bool {
-        let limit = self.totals.limit_milliwatts.filter(|mw| *mw > 0).unwrap_or(1_300_000);
+        let limit = self
+            .totals
+            .limit_milliwatts
+            .filter(|mw| *mw > 0)
+            .unwrap_or(1_300_000);
         let most = u128::from(limit) * 3 / 2 * u128::from(micros + STEP_SLACK_US) / 1_000_000;
         u128::from(millijoules) <= most
     }
 }
 
-fn account<'a>(pods: &'a mut BTreeMap<String, PodAccount>, holder: &Holder, since: u64) -> &'a mut PodAccount {
-    pods.entry(holder.uid.clone()).or_insert_with(|| PodAccount {
-        namespace: holder.namespace.clone(),
-        pod: holder.pod.clone(),
-        uid: holder.uid.clone(),
-        shares: BTreeMap::new(),
-        since,
-        ended: None,
-        shared: false,
-    })
+fn account<'a>(
+    pods: &'a mut BTreeMap<String, PodAccount>,
+    holder: &Holder,
+    since: u64,
+) -> &'a mut PodAccount {
+    pods.entry(holder.uid.clone())
+        .or_insert_with(|| PodAccount {
+            namespace: holder.namespace.clone(),
+            pod: holder.pod.clone(),
+            uid: holder.uid.clone(),
+            shares: BTreeMap::new(),
+            since,
+            ended: None,
+            shared: false,
+        })
 }

@@ -51,7 +51,11 @@ impl Health {
     pub(super) fn count(&mut self, error: &CallError) {
         let count = self.nvml_errors.entry(error.clone()).or_default();
         if *count == 0 {
-            tracing::warn!(call = error.call, code = error.code, "an NVML call fails; further ones are counted");
+            tracing::warn!(
+                call = error.call,
+                code = error.code,
+                "an NVML call fails; further ones are counted"
+            );
         }
         *count += 1;
     }
@@ -82,8 +86,15 @@ impl Health {
 
     /// One line a part, for /readyz?verbose.
     pub(super) fn report(&self) -> String {
-        let nvml = self.nvml.as_ref().map_or_else(ToString::to_string, |()| "ok".to_owned());
-        let kubelet = if self.kubelet_healthy { "ok" } else { "does not answer" };
+        let nvml = self
+            .nvml
+            .as_ref()
+            .map_or_else(ToString::to_string, |()| "ok".to_owned());
+        let kubelet = if self.kubelet_healthy {
+            "ok"
+        } else {
+            "does not answer"
+        };
         let mut text = format!("nvml: {nvml}\nkubelet pod-resources: {kubelet}\n");
         for (error, count) in &self.nvml_errors {
             text += &format!("nvml errors: {} {} {count}\n", error.call, error.code);
@@ -114,13 +125,19 @@ pub(super) struct NodeSnapshot {
 
 impl NodeSnapshot {
     pub(super) fn of(meter: &Meter, settings: &Settings, health: &Health, now: u64) -> Self {
-        let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        let (delay, hold) = (micros(settings.publish_delay), micros(settings.hold_after_end));
+        let micros =
+            |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let (delay, hold) = (
+            micros(settings.publish_delay),
+            micros(settings.hold_after_end),
+        );
         let pods = meter
             .pods()
             .filter(|account| {
                 let shown_since = account.since.saturating_add(delay);
-                account.ended.is_none_or(|ended| now < ended.max(shown_since).saturating_add(hold))
+                account
+                    .ended
+                    .is_none_or(|ended| now < ended.max(shown_since).saturating_add(hold))
             })
             .map(|account| PodSeries {
                 zero: now < account.since.saturating_add(delay),
@@ -129,7 +146,10 @@ impl NodeSnapshot {
             .collect();
         Self {
             node: settings.node.clone(),
-            gpus: meter.gpus().map(|(info, totals)| (info.clone(), totals.clone())).collect(),
+            gpus: meter
+                .gpus()
+                .map(|(info, totals)| (info.clone(), totals.clone()))
+                .collect(),
             pods,
             namespaces: meter.namespaces().clone(),
             health: health.clone(),
@@ -146,7 +166,9 @@ impl NodeSnapshot {
 
     fn labels(&self, more: &[(&'static str, &str)]) -> Labels {
         let node = ("node", self.node.clone());
-        std::iter::once(node).chain(more.iter().map(|(k, v)| (*k, (*v).to_owned()))).collect()
+        std::iter::once(node)
+            .chain(more.iter().map(|(k, v)| (*k, (*v).to_owned())))
+            .collect()
     }
 
     fn gpu_families(&self) -> Vec<Family> {
@@ -165,12 +187,22 @@ impl NodeSnapshot {
             let plain = self.labels(&[uuid]);
             energy.add(plain.clone(), joules(totals.energy));
             for reason in super::attribution::Unattributed::ALL {
-                let value = totals.unattributed.get(&reason).copied().unwrap_or_default();
-                unattributed.add(self.labels(&[uuid, ("reason", reason.as_str())]), joules(value));
+                let value = totals
+                    .unattributed
+                    .get(&reason)
+                    .copied()
+                    .unwrap_or_default();
+                unattributed.add(
+                    self.labels(&[uuid, ("reason", reason.as_str())]),
+                    joules(value),
+                );
             }
             for how in super::attribution::Quality::ALL {
                 let value = totals.quality.get(&how).copied().unwrap_or_default();
-                quality.add(self.labels(&[uuid, ("quality", how.as_str())]), joules(value));
+                quality.add(
+                    self.labels(&[uuid, ("quality", how.as_str())]),
+                    joules(value),
+                );
             }
             let watts = |family: &mut Family, labels: Labels, milliwatts: Option<u64>| {
                 if let Some(milliwatts) = milliwatts {
@@ -178,21 +210,38 @@ impl NodeSnapshot {
                 }
             };
             watts(&mut power, plain.clone(), totals.power_milliwatts);
-            watts(&mut idle, self.labels(&[uuid, ("level", "bare")]), totals.idle_milliwatts);
+            watts(
+                &mut idle,
+                self.labels(&[uuid, ("level", "bare")]),
+                totals.idle_milliwatts,
+            );
             watts(&mut limit, plain.clone(), totals.limit_milliwatts);
             info.add(self.info_labels(gpu), 1.0);
             resets.add(plain.clone(), totals.resets as f64);
             lost.add(plain.clone(), totals.lost as f64);
             gaps.add(plain, totals.gap_micros as f64 / 1e6);
         }
-        vec![energy, unattributed, quality, power, idle, limit, info, resets, lost, gaps]
+        vec![
+            energy,
+            unattributed,
+            quality,
+            power,
+            idle,
+            limit,
+            info,
+            resets,
+            lost,
+            gaps,
+        ]
     }
 
     fn info_labels(&self, gpu: &GpuInfo) -> Labels {
         let holders = self
             .pods
             .iter()
-            .filter(|p| p.account.ended.is_none() && p.account.shares.keys().any(|(_, g)| *g == gpu.uuid))
+            .filter(|p| {
+                p.account.ended.is_none() && p.account.shares.keys().any(|(_, g)| *g == gpu.uuid)
+            })
             .count();
         self.labels(&[
             ("gpu_uuid", &gpu.uuid),
@@ -202,7 +251,14 @@ impl NodeSnapshot {
             ("driver_version", &gpu.driver),
             ("energy_source", "counter"),
             ("scope", "gpu"),
-            ("sharing", if holders > 1 { "time-slicing" } else { "exclusive" }),
+            (
+                "sharing",
+                if holders > 1 {
+                    "time-slicing"
+                } else {
+                    "exclusive"
+                },
+            ),
         ])
     }
 
@@ -240,7 +296,10 @@ impl NodeSnapshot {
     fn health_families(&self) -> Vec<Family> {
         let mut nvml = Family::new(c::NVML_ERRORS);
         for (error, count) in &self.health.nvml_errors {
-            nvml.add(self.labels(&[("call", error.call), ("code", error.code)]), *count as f64);
+            nvml.add(
+                self.labels(&[("call", error.call), ("code", error.code)]),
+                *count as f64,
+            );
         }
         let mut kubelet = Family::new(c::PODRESOURCES_ERRORS);
         for (code, count) in &self.health.kubelet_errors {
@@ -252,7 +311,10 @@ impl NodeSnapshot {
             family
         };
         let mut ticks = Family::new(c::TICK_SECONDS);
-        ticks.series.push((self.labels(&[]), Value::Histogram(self.health.ticks.clone())));
+        ticks.series.push((
+            self.labels(&[]),
+            Value::Histogram(self.health.ticks.clone()),
+        ));
         let at = self.health.last_tick.as_millisecond() as f64 / 1000.0;
         vec![
             nvml,

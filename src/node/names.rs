@@ -10,37 +10,70 @@ use std::time::SystemTime;
 pub struct PodNames {
     root: PathBuf,
     stamp: Option<SystemTime>,
+    /// True once the folder was read at a time when no further change could bear the same
+    /// stamp: kernels stamp by the tick of 4 or 10 ms.
+    certain: bool,
     by_name: HashMap<(String, String), String>,
 }
 
+/// Stamps younger than this may hide another change.
+const COARSE_US: u128 = 50_000;
+
 impl PodNames {
     pub fn new(root: PathBuf) -> Self {
-        Self { root, stamp: None, by_name: HashMap::new() }
+        Self {
+            root,
+            stamp: None,
+            certain: false,
+            by_name: HashMap::new(),
+        }
     }
 
-    /// Re-reads the folder where it changed; true if it did.
-    pub fn refresh(&mut self) -> bool {
-        let stamp = std::fs::metadata(&self.root).and_then(|m| m.modified()).ok();
-        if stamp == self.stamp {
+    /// Re-reads the folder where it changed, or may have; true if it did. `now` is the
+    /// wall clock in µs since the Unix epoch.
+    pub fn refresh(&mut self, now: u64) -> bool {
+        let stamp = std::fs::metadata(&self.root)
+            .and_then(|m| m.modified())
+            .ok();
+        if stamp == self.stamp && self.certain {
             return false;
         }
+        let changed = stamp != self.stamp;
+        let micros = stamp
+            .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
+            .map(|at| at.as_micros());
+        self.certain = micros.is_none_or(|at| u128::from(now) > at + COARSE_US);
         self.stamp = stamp;
-        let Ok(entries) = std::fs::read_dir(&self.root) else { return true };
+        let before = self.by_name.len();
+        self.read();
+        changed || self.by_name.len() != before
+    }
+
+    fn read(&mut self) {
+        let Ok(entries) = std::fs::read_dir(&self.root) else {
+            return;
+        };
         let mut found: Vec<(SystemTime, String)> = entries
             .filter_map(Result::ok)
             .map(|entry| {
-                let born = entry.metadata().and_then(|m| m.created().or_else(|_| m.modified()));
-                (born.unwrap_or(SystemTime::UNIX_EPOCH), entry.file_name().to_string_lossy().into_owned())
+                let born = entry
+                    .metadata()
+                    .and_then(|m| m.created().or_else(|_| m.modified()));
+                (
+                    born.unwrap_or(SystemTime::UNIX_EPOCH),
+                    entry.file_name().to_string_lossy().into_owned(),
+                )
             })
             .collect();
         // Of two pods of one name, a StatefulSet's say, the youngest is the one alive.
         found.sort();
         self.by_name = found.iter().filter_map(|(_, name)| split(name)).collect();
-        true
     }
 
     pub fn uid(&self, namespace: &str, pod: &str) -> Option<&str> {
-        self.by_name.get(&(namespace.to_owned(), pod.to_owned())).map(String::as_str)
+        self.by_name
+            .get(&(namespace.to_owned(), pod.to_owned()))
+            .map(String::as_str)
     }
 }
 
@@ -66,7 +99,10 @@ mod tests {
     #[test]
     fn a_log_folders_name_gives_namespace_pod_and_uid() {
         let ((namespace, pod), uid) = split("team-a_images-x7k2p_0f1e2d3c").unwrap();
-        assert_eq!((namespace.as_str(), pod.as_str(), uid.as_str()), ("team-a", "images-x7k2p", "0f1e2d3c"));
+        assert_eq!(
+            (namespace.as_str(), pod.as_str(), uid.as_str()),
+            ("team-a", "images-x7k2p", "0f1e2d3c")
+        );
         for name in ["", "lost+found", "a_b", "a_b_", "a_b_c_d"] {
             assert_eq!(split(name), None, "{name}");
         }

@@ -58,7 +58,9 @@ pub struct Reader {
 /// Why there is no reader.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    #[error("no NVML library found ({0}): no NVIDIA driver on this node, or --nvml-library is wrong")]
+    #[error(
+        "no NVML library found ({0}): no NVIDIA driver on this node, or --nvml-library is wrong"
+    )]
     Library(String),
     #[error("nvmlInit answered {0}")]
     Init(&'static str),
@@ -87,9 +89,16 @@ impl Reader {
     }
 
     fn stock(nvml: &'static Nvml) -> Result<Self, OpenError> {
-        let driver = nvml.sys_driver_version().unwrap_or_else(|_| "unknown".to_owned());
-        let count = nvml.device_count().map_err(|e| OpenError::Devices(code(&e)))?;
-        let mut reader = Self { devices: BTreeMap::new(), errors: Vec::new() };
+        let driver = nvml
+            .sys_driver_version()
+            .unwrap_or_else(|_| "unknown".to_owned());
+        let count = nvml
+            .device_count()
+            .map_err(|e| OpenError::Devices(code(&e)))?;
+        let mut reader = Self {
+            devices: BTreeMap::new(),
+            errors: Vec::new(),
+        };
         for index in 0..count {
             match Self::device(nvml, index, &driver) {
                 Ok((info, device)) => {
@@ -101,8 +110,14 @@ impl Reader {
         Ok(reader)
     }
 
-    fn device(nvml: &'static Nvml, index: u32, driver: &str) -> Result<(GpuInfo, Device<'static>), CallError> {
-        let device = nvml.device_by_index(index).map_err(failed("nvmlDeviceGetHandleByIndex"))?;
+    fn device(
+        nvml: &'static Nvml,
+        index: u32,
+        driver: &str,
+    ) -> Result<(GpuInfo, Device<'static>), CallError> {
+        let device = nvml
+            .device_by_index(index)
+            .map_err(failed("nvmlDeviceGetHandleByIndex"))?;
         let info = GpuInfo {
             uuid: device.uuid().map_err(failed("nvmlDeviceGetUUID"))?,
             index,
@@ -122,15 +137,27 @@ impl Reader {
     /// its part empty and is listed.
     pub fn read(&self, uuid: &str, since: u64) -> Reading {
         let mut reading = Reading::default();
-        let Some((_, device)) = self.devices.get(uuid) else { return reading };
+        let Some((_, device)) = self.devices.get(uuid) else {
+            return reading;
+        };
         let errors = &mut reading.errors;
-        reading.energy_millijoules =
-            keep(device.total_energy_consumption(), "nvmlDeviceGetTotalEnergyConsumption", errors);
+        reading.energy_millijoules = keep(
+            device.total_energy_consumption(),
+            "nvmlDeviceGetTotalEnergyConsumption",
+            errors,
+        );
         reading.power_milliwatts =
             keep(device.power_usage(), "nvmlDeviceGetPowerUsage", errors).map(u64::from);
-        let processes =
-            keep(device.running_compute_processes(), "nvmlDeviceGetComputeRunningProcesses", errors);
-        reading.processes = processes.unwrap_or_default().into_iter().map(|process| process.pid).collect();
+        let processes = keep(
+            device.running_compute_processes(),
+            "nvmlDeviceGetComputeRunningProcesses",
+            errors,
+        );
+        reading.processes = processes
+            .unwrap_or_default()
+            .into_iter()
+            .map(|process| process.pid)
+            .collect();
         // An idle GPU answers NotFound: nobody was seen, which is no error.
         let samples = match device.process_utilization_stats(since) {
             Err(NvmlError::NotFound) => Vec::new(),
@@ -146,11 +173,20 @@ impl Reader {
 }
 
 fn failed(call: &'static str) -> impl Fn(NvmlError) -> CallError {
-    move |error| CallError { call, code: code(&error) }
+    move |error| CallError {
+        call,
+        code: code(&error),
+    }
 }
 
-fn keep<T>(result: Result<T, NvmlError>, call: &'static str, errors: &mut Vec<CallError>) -> Option<T> {
-    result.map_err(|error| errors.push(failed(call)(error))).ok()
+fn keep<T>(
+    result: Result<T, NvmlError>,
+    call: &'static str,
+    errors: &mut Vec<CallError>,
+) -> Option<T> {
+    result
+        .map_err(|error| errors.push(failed(call)(error)))
+        .ok()
 }
 
 /// NVML's error as a label value.

@@ -65,19 +65,23 @@ impl Kubelet {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?
             .connect_timeout(DEADLINE)
             .timeout(DEADLINE);
-        Ok(Self { channel: endpoint.connect_lazy() })
+        Ok(Self {
+            channel: endpoint.connect_lazy(),
+        })
     }
 
     /// Asks who holds what.
     pub async fn list(&self) -> Result<ListResponse, tonic::Status> {
         let mut grpc = tonic::client::Grpc::new(self.channel.clone())
             .max_decoding_message_size(LARGEST_ANSWER);
-        let unavailable = |error: tonic::transport::Error| tonic::Status::unavailable(error.to_string());
+        let unavailable =
+            |error: tonic::transport::Error| tonic::Status::unavailable(error.to_string());
         tokio::time::timeout(DEADLINE, async {
             grpc.ready().await.map_err(unavailable)?;
             let path = PathAndQuery::from_static("/v1.PodResourcesLister/List");
             let codec = ProstCodec::<ListRequest, ListResponse>::default();
-            grpc.unary(tonic::Request::new(ListRequest {}), path, codec).await
+            grpc.unary(tonic::Request::new(ListRequest {}), path, codec)
+                .await
         })
         .await
         .map_err(|_| tonic::Status::deadline_exceeded("the kubelet did not answer in 5 s"))?
@@ -116,7 +120,12 @@ fn gpu_of(id: &str, by_index: &BTreeMap<u32, String>) -> Option<String> {
     if device.starts_with("GPU-") {
         return Some(device.to_owned());
     }
-    let index = device.strip_prefix("nvidia")?.split('/').next()?.parse().ok()?;
+    let index = device
+        .strip_prefix("nvidia")?
+        .split('/')
+        .next()?
+        .parse()
+        .ok()?;
     by_index.get(&index).cloned()
 }
 
@@ -133,12 +142,22 @@ mod tests {
         let container = ContainerResources {
             name: "main".into(),
             devices: vec![
-                devices("nvidia.com/gpu.shared", &["GPU-1::0", "GPU-1::1", "nvidia3"]),
+                devices(
+                    "nvidia.com/gpu.shared",
+                    &["GPU-1::0", "GPU-1::1", "nvidia3"],
+                ),
                 devices("example.com/fpga", &["GPU-1"]),
             ],
         };
-        let pod = PodResources { name: "p".into(), namespace: "n".into(), containers: vec![container] };
-        let holders = holders(&ListResponse { pods: vec![pod] }, &BTreeMap::from([(3, "GPU-3".to_owned())]));
+        let pod = PodResources {
+            name: "p".into(),
+            namespace: "n".into(),
+            containers: vec![container],
+        };
+        let holders = holders(
+            &ListResponse { pods: vec![pod] },
+            &BTreeMap::from([(3, "GPU-3".to_owned())]),
+        );
         assert_eq!(holders["GPU-1"].values().copied().collect::<Vec<_>>(), [2]);
         assert_eq!(holders["GPU-3"].values().copied().collect::<Vec<_>>(), [1]);
     }

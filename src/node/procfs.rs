@@ -25,7 +25,10 @@ const REMEMBERED_US: u64 = 15_000_000;
 
 impl Processes {
     pub fn new(root: PathBuf) -> Self {
-        Self { root, seen: HashMap::new() }
+        Self {
+            root,
+            seen: HashMap::new(),
+        }
     }
 
     /// True where the tree shows the host's processes: PID 1's cgroup can be read.
@@ -36,7 +39,11 @@ impl Processes {
     /// True while the process that was seen under this PID lives.
     pub fn alive(&self, pid: u32) -> bool {
         let start = self.start_time(pid);
-        start.is_some() && self.seen.get(&pid).is_none_or(|seen| Some(seen.start) == start)
+        start.is_some()
+            && self
+                .seen
+                .get(&pid)
+                .is_none_or(|seen| Some(seen.start) == start)
     }
 
     /// Whose a process is; `None` where it cannot be told.
@@ -49,19 +56,30 @@ impl Processes {
                     return Some(seen.owner.clone());
                 }
                 // Gone: its last samples still come.
-                None if now.saturating_sub(seen.alive_at) <= REMEMBERED_US => return Some(seen.owner.clone()),
+                None if now.saturating_sub(seen.alive_at) <= REMEMBERED_US => {
+                    return Some(seen.owner.clone());
+                }
                 _ => {}
             }
         }
         let text = std::fs::read_to_string(self.root.join(pid.to_string()).join("cgroup")).ok()?;
-        let owner = cgroup::parse(&text).map_or(Owner::Host, |membership| Owner::Pod(membership.pod_uid));
-        self.seen.insert(pid, Seen { start: start?, owner: owner.clone(), alive_at: now });
+        let owner =
+            cgroup::parse(&text).map_or(Owner::Host, |membership| Owner::Pod(membership.pod_uid));
+        self.seen.insert(
+            pid,
+            Seen {
+                start: start?,
+                owner: owner.clone(),
+                alive_at: now,
+            },
+        );
         Some(owner)
     }
 
     /// Forgets processes that ended long ago.
     pub fn forget(&mut self, now: u64) {
-        self.seen.retain(|_, seen| now.saturating_sub(seen.alive_at) <= 4 * REMEMBERED_US);
+        self.seen
+            .retain(|_, seen| now.saturating_sub(seen.alive_at) <= 4 * REMEMBERED_US);
     }
 
     /// Field 22 of /proc/PID/stat, counted from behind the command's closing parenthesis.

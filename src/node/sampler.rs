@@ -117,7 +117,8 @@ impl Sampler {
                 for gpu in reader.gpus() {
                     tracing::info!(uuid = gpu.uuid, model = gpu.model, "metering");
                     by_index.insert(gpu.index, gpu.uuid.clone());
-                    self.meter.add_gpu(gpu.clone(), self.settings.idle_milliwatts);
+                    self.meter
+                        .add_gpu(gpu.clone(), self.settings.idle_milliwatts);
                 }
                 self.shared.by_index.store(Arc::new(by_index));
                 self.health.nvml(Ok(()));
@@ -130,7 +131,7 @@ impl Sampler {
     /// Looks for pods that came or went; true where something happened.
     fn watch(&mut self, now: u64) -> bool {
         let mut event = false;
-        if self.names.refresh() {
+        if self.names.refresh(clock::wall_micros()) {
             let present: HashSet<String> = self.names.uids().map(str::to_owned).collect();
             for uid in present.difference(&self.pods) {
                 self.allocations.pod_appeared(uid, now);
@@ -149,9 +150,11 @@ impl Sampler {
         if listed.number != self.listed {
             self.listed = listed.number;
             let names = &self.names;
-            event |= self.allocations.observe(&listed.holders, listed.asked, now, |namespace, pod| {
-                names.uid(namespace, pod).map(str::to_owned)
-            });
+            event |=
+                self.allocations
+                    .observe(&listed.holders, listed.asked, now, |namespace, pod| {
+                        names.uid(namespace, pod).map(str::to_owned)
+                    });
         }
         if self.allocations.is_dirty() {
             self.shared.ask_kubelet.notify_one();
@@ -161,11 +164,19 @@ impl Sampler {
 
     /// Pods of which no process that was seen lives any more.
     fn exited(&mut self) -> Vec<String> {
-        let gone: Vec<u32> = self.pids.keys().copied().filter(|pid| !self.processes.alive(*pid)).collect();
+        let gone: Vec<u32> = self
+            .pids
+            .keys()
+            .copied()
+            .filter(|pid| !self.processes.alive(*pid))
+            .collect();
         let mut exited = Vec::new();
         for pid in gone {
             if let Some(Owner::Pod(uid)) = self.pids.remove(&pid)
-                && !self.pids.values().any(|owner| *owner == Owner::Pod(uid.clone()))
+                && !self
+                    .pids
+                    .values()
+                    .any(|owner| *owner == Owner::Pod(uid.clone()))
             {
                 exited.push(uid);
             }
@@ -175,8 +186,12 @@ impl Sampler {
 
     fn tick(&mut self, now: u64) {
         let visible = self.processes.visible();
-        let uuids: Vec<String> =
-            self.reader.iter().flat_map(Reader::gpus).map(|gpu| gpu.uuid.clone()).collect();
+        let uuids: Vec<String> = self
+            .reader
+            .iter()
+            .flat_map(Reader::gpus)
+            .map(|gpu| gpu.uuid.clone())
+            .collect();
         let mut answered = false;
         for uuid in &uuids {
             let (look, ok) = self.look(uuid, visible, now);
@@ -186,24 +201,38 @@ impl Sampler {
         }
         if !uuids.is_empty() && !answered {
             // Every device fails: the driver was reloaded, or is gone.
-            self.health.nvml(Err(OpenError::Devices("every device fails")));
+            self.health
+                .nvml(Err(OpenError::Devices("every device fails")));
             self.reader = None;
         }
         self.meter.settle(&self.allocations, now);
         self.processes.forget(now);
         let kept = u64::try_from(self.settings.keep_final.as_micros()).unwrap_or(u64::MAX);
-        self.health.dropped += self.meter.retire(now.saturating_sub(kept), self.settings.most_pods);
+        self.health.dropped += self
+            .meter
+            .retire(now.saturating_sub(kept), self.settings.most_pods);
         self.publish(now);
     }
 
     fn look(&mut self, uuid: &str, visible: bool, now: u64) -> (Look, bool) {
-        let Some(reader) = &self.reader else { return (Look::default(), false) };
-        let since = self.since.get(uuid).copied().unwrap_or_else(clock::wall_micros);
+        let Some(reader) = &self.reader else {
+            return (Look::default(), false);
+        };
+        let since = self
+            .since
+            .get(uuid)
+            .copied()
+            .unwrap_or_else(clock::wall_micros);
         let reading = reader.read(uuid, since);
         for error in &reading.errors {
             self.health.count(error);
         }
-        let newest = reading.utilisation.iter().map(|(_, _, at)| *at).max().unwrap_or(since);
+        let newest = reading
+            .utilisation
+            .iter()
+            .map(|(_, _, at)| *at)
+            .max()
+            .unwrap_or(since);
         self.since.insert(uuid.to_owned(), newest.max(since));
         let mut activity: BTreeMap<Owner, u64> = BTreeMap::new();
         if visible {
@@ -233,10 +262,17 @@ impl Sampler {
 
     fn publish(&mut self, now: u64) {
         let listed = self.shared.listed.load();
-        self.health.ticked(clock::monotonic_micros().saturating_sub(now), clock::now());
+        self.health
+            .ticked(clock::monotonic_micros().saturating_sub(now), clock::now());
         self.health.kubelet(&listed.errors, listed.healthy);
         let ready = self.health.is_ready();
-        self.shared.ledger.store(Arc::new(page(&self.meter, &self.settings.node, &self.epoch, ready, now)));
+        self.shared.ledger.store(Arc::new(page(
+            &self.meter,
+            &self.settings.node,
+            &self.epoch,
+            ready,
+            now,
+        )));
         let snapshot = NodeSnapshot::of(&self.meter, &self.settings, &self.health, now);
         self.shared.snapshot.store(Arc::new(snapshot));
     }

@@ -30,15 +30,26 @@ pub struct Histogram {
 }
 
 /// Bounds for what takes microseconds to seconds.
-pub const LATENCY: &[f64] = &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0];
+pub const LATENCY: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0,
+];
 
 impl Histogram {
     pub fn new(bounds: &'static [f64]) -> Self {
-        Self { bounds, counts: vec![0; bounds.len() + 1], sum: 0.0, count: 0 }
+        Self {
+            bounds,
+            counts: vec![0; bounds.len() + 1],
+            sum: 0.0,
+            count: 0,
+        }
     }
 
     pub fn observe(&mut self, value: f64) {
-        let bucket = self.bounds.iter().position(|bound| value <= *bound).unwrap_or(self.bounds.len());
+        let bucket = self
+            .bounds
+            .iter()
+            .position(|bound| value <= *bound)
+            .unwrap_or(self.bounds.len());
         self.counts[bucket] += 1;
         self.sum += value;
         self.count += 1;
@@ -54,7 +65,10 @@ pub struct Family {
 
 impl Family {
     pub fn new(metric: Metric) -> Self {
-        Self { metric, series: Vec::new() }
+        Self {
+            metric,
+            series: Vec::new(),
+        }
     }
 
     pub fn add(&mut self, labels: Labels, value: f64) {
@@ -74,36 +88,64 @@ impl Tallies {
     }
 
     pub fn add(&self, metric: &Metric, labels: Labels, amount: f64) {
-        self.with(metric, labels, || Value::Number(0.0), |value| {
-            if let Value::Number(number) = value {
-                *number += amount;
-            }
-        });
+        self.with(
+            metric,
+            labels,
+            || Value::Number(0.0),
+            |value| {
+                if let Value::Number(number) = value {
+                    *number += amount;
+                }
+            },
+        );
     }
 
     pub fn observe(&self, metric: &Metric, labels: Labels, seconds: f64) {
-        self.with(metric, labels, || Value::Histogram(Histogram::new(LATENCY)), |value| {
-            if let Value::Histogram(histogram) = value {
-                histogram.observe(seconds);
-            }
-        });
+        self.with(
+            metric,
+            labels,
+            || Value::Histogram(Histogram::new(LATENCY)),
+            |value| {
+                if let Value::Histogram(histogram) = value {
+                    histogram.observe(seconds);
+                }
+            },
+        );
     }
 
-    fn with(&self, metric: &Metric, labels: Labels, fresh: impl Fn() -> Value, act: impl Fn(&mut Value)) {
+    fn with(
+        &self,
+        metric: &Metric,
+        labels: Labels,
+        fresh: impl Fn() -> Value,
+        act: impl Fn(&mut Value),
+    ) {
         if let Ok(mut families) = self.families.lock() {
-            act(families.entry(metric.name).or_default().entry(labels).or_insert_with(fresh));
+            act(families
+                .entry(metric.name)
+                .or_default()
+                .entry(labels)
+                .or_insert_with(fresh));
         }
     }
 
     /// The families of `metrics` that were counted here.
     pub fn families(&self, metrics: &[Metric]) -> Vec<Family> {
-        let Ok(families) = self.families.lock() else { return Vec::new() };
+        let Ok(families) = self.families.lock() else {
+            return Vec::new();
+        };
         metrics
             .iter()
             .filter_map(|metric| {
                 let series = families.get(metric.name)?;
-                let series = series.iter().map(|(labels, value)| (labels.clone(), value.clone())).collect();
-                Some(Family { metric: *metric, series })
+                let series = series
+                    .iter()
+                    .map(|(labels, value)| (labels.clone(), value.clone()))
+                    .collect();
+                Some(Family {
+                    metric: *metric,
+                    series,
+                })
             })
             .collect()
     }
@@ -181,7 +223,11 @@ fn text(families: &[Family]) -> String {
             MetricKind::Gauge => "gauge",
             MetricKind::Histogram => "histogram",
         };
-        let _ = writeln!(out, "# HELP {name} {}\n# TYPE {name} {kind}", family.metric.help);
+        let _ = writeln!(
+            out,
+            "# HELP {name} {}\n# TYPE {name} {kind}",
+            family.metric.help
+        );
         for (labels, value) in &family.series {
             let _ = match value {
                 Value::Number(number) => writeln!(out, "{name}{} {number}", braces(labels, None)),
@@ -192,23 +238,48 @@ fn text(families: &[Family]) -> String {
     out
 }
 
-fn text_histogram(out: &mut String, name: &str, labels: &Labels, histogram: &Histogram) -> fmt::Result {
+fn text_histogram(
+    out: &mut String,
+    name: &str,
+    labels: &Labels,
+    histogram: &Histogram,
+) -> fmt::Result {
     let mut below = 0;
-    let bounds = histogram.bounds.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
+    let bounds = histogram
+        .bounds
+        .iter()
+        .map(ToString::to_string)
+        .chain(["+Inf".to_owned()]);
     for (bound, count) in bounds.zip(&histogram.counts) {
         below += count;
         writeln!(out, "{name}_bucket{} {below}", braces(labels, Some(&bound)))?;
     }
     writeln!(out, "{name}_sum{} {}", braces(labels, None), histogram.sum)?;
-    writeln!(out, "{name}_count{} {}", braces(labels, None), histogram.count)
+    writeln!(
+        out,
+        "{name}_count{} {}",
+        braces(labels, None),
+        histogram.count
+    )
 }
 
 fn braces(labels: &Labels, le: Option<&str>) -> String {
-    let escape = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    let mut parts: Vec<String> =
-        labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
+    let escape = |value: &str| {
+        value
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('\n', "\\n")
+    };
+    let mut parts: Vec<String> = labels
+        .iter()
+        .map(|(name, value)| format!("{name}=\"{}\"", escape(value)))
+        .collect();
     parts.extend(le.map(|le| format!("le=\"{le}\"")));
-    if parts.is_empty() { String::new() } else { format!("{{{}}}", parts.join(",")) }
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!("{{{}}}", parts.join(","))
+    }
 }
 
 #[cfg(test)]
@@ -222,20 +293,39 @@ mod tests {
         let mut histogram = Histogram::new(LATENCY);
         histogram.observe(0.003);
         let mut reviews = Family::new(REVIEW_SECONDS);
-        reviews.series.push((vec![("webhook", "x".into())], Value::Histogram(histogram)));
+        reviews
+            .series
+            .push((vec![("webhook", "x".into())], Value::Histogram(histogram)));
         vec![energy, reviews]
     }
 
     #[test]
     fn both_formats_show_the_same_series_under_the_same_names() {
         let (text, _) = render(families(), Some("text/plain"));
-        assert!(text.contains("# TYPE jouleward_gpu_energy_joules_total counter"), "{text}");
-        assert!(text.contains("jouleward_gpu_energy_joules_total{node=\"a\\\"b\\\\c\"} 1.5"), "{text}");
-        assert!(text.contains("jouleward_admission_review_duration_seconds_bucket{webhook=\"x\",le=\"0.005\"} 1"));
-        let (open, kind) = render(families(), Some("application/openmetrics-text;version=1.0.0"));
+        assert!(
+            text.contains("# TYPE jouleward_gpu_energy_joules_total counter"),
+            "{text}"
+        );
+        assert!(
+            text.contains("jouleward_gpu_energy_joules_total{node=\"a\\\"b\\\\c\"} 1.5"),
+            "{text}"
+        );
+        assert!(text.contains(
+            "jouleward_admission_review_duration_seconds_bucket{webhook=\"x\",le=\"0.005\"} 1"
+        ));
+        let (open, kind) = render(
+            families(),
+            Some("application/openmetrics-text;version=1.0.0"),
+        );
         assert_eq!(kind, OPENMETRICS);
-        assert!(open.contains("# UNIT jouleward_gpu_energy_joules joules"), "{open}");
-        assert!(open.contains("jouleward_gpu_energy_joules_total{node=\"a\\\"b\\\\c\"} 1.5"), "{open}");
+        assert!(
+            open.contains("# UNIT jouleward_gpu_energy_joules joules"),
+            "{open}"
+        );
+        assert!(
+            open.contains("jouleward_gpu_energy_joules_total{node=\"a\\\"b\\\\c\"} 1.5"),
+            "{open}"
+        );
         assert!(open.contains("le=\"+Inf\"} 1"), "{open}");
         assert!(open.ends_with("# EOF\n"));
     }

@@ -39,11 +39,19 @@ pub struct Answer {
 
 impl Answer {
     pub fn text(status: StatusCode, body: impl Into<String>) -> Self {
-        Self { status, content_type: "text/plain; charset=utf-8", body: body.into().into_bytes() }
+        Self {
+            status,
+            content_type: "text/plain; charset=utf-8",
+            body: body.into().into_bytes(),
+        }
     }
 
     pub fn json(body: Vec<u8>) -> Self {
-        Self { status: StatusCode::OK, content_type: "application/json", body }
+        Self {
+            status: StatusCode::OK,
+            content_type: "application/json",
+            body,
+        }
     }
 
     pub fn not_found() -> Self {
@@ -65,7 +73,9 @@ pub struct Server {
 
 impl Server {
     pub async fn bind(address: SocketAddr) -> std::io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await? })
+        Ok(Self {
+            listener: TcpListener::bind(address).await?,
+        })
     }
 
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -88,7 +98,9 @@ impl Server {
                 accepted = accept(&self.listener, &room) => accepted,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             };
-            let Some((stream, permit)) = accepted else { continue };
+            let Some((stream, permit)) = accepted else {
+                continue;
+            };
             let (handler, acceptor) = (handler.clone(), acceptor.clone());
             let watcher = graceful.watcher();
             connections.spawn(async move {
@@ -96,7 +108,8 @@ impl Server {
                 match acceptor {
                     None => serve(stream, handler, watcher).await,
                     Some(acceptor) => {
-                        match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+                        match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await
+                        {
                             Ok(Ok(stream)) => serve(stream, handler, watcher).await,
                             Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                             Err(_) => tracing::debug!("TLS handshake took too long"),
@@ -138,7 +151,10 @@ where
     F: Future<Output = Answer> + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
     let service = service_fn(move |request: Request<Incoming>| {
         let handler = handler.clone();
         async move {
@@ -156,10 +172,20 @@ where
 
 async fn read(request: Request<Incoming>) -> Result<Call, Answer> {
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, LARGEST_BODY).collect().await.map_err(|_| {
-        Answer::text(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 3 MiB or broke off\n")
-    })?;
-    let accept = head.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let body = Limited::new(body, LARGEST_BODY)
+        .collect()
+        .await
+        .map_err(|_| {
+            Answer::text(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the body is larger than 3 MiB or broke off\n",
+            )
+        })?;
+    let accept = head
+        .headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
     Ok(Call {
         method: head.method,
         path: head.uri.path().to_owned(),
@@ -172,8 +198,9 @@ async fn read(request: Request<Incoming>) -> Result<Call, Answer> {
 fn respond(answer: Answer) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(answer.body)));
     *response.status_mut() = answer.status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(answer.content_type));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(answer.content_type),
+    );
     response
 }

@@ -6,7 +6,9 @@ use tracing_subscriber::EnvFilter;
 /// Starts logging to standard error; `filter` as in `info,jouleward=debug`.
 pub fn init(filter: &str) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // A second call, in a test, changes nothing.
     let _ = if std::io::stderr().is_terminal() {
         builder.with_target(false).try_init()

@@ -46,7 +46,9 @@ impl ResolvesServerCert for Certificate {
 
 /// A server configuration that takes its certificate from `certificate`, h2 and HTTP/1.1.
 pub fn server_config(certificate: Arc<Certificate>) -> Arc<rustls::ServerConfig> {
-    let mut config = rustls::ServerConfig::builder().with_no_client_auth().with_cert_resolver(certificate);
+    let mut config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Arc::new(config)
 }

@@ -17,33 +17,72 @@ async fn namespace(shared: &Shared, name: &str, spec: Value) -> anyhow::Result<(
     jobs::budget(&shared.stack.client, name, "images", spec).await
 }
 
-fn create(shared: &Shared, namespace: &str, object: &Value, extra: &[&str]) -> anyhow::Result<Said> {
+fn create(
+    shared: &Shared,
+    namespace: &str,
+    object: &Value,
+    extra: &[&str],
+) -> anyhow::Result<Said> {
     let args = [&["create", "--namespace", namespace, "-f", "-"], extra].concat();
-    shared.stack.plane.kubectl("author", &args, Some(&object.to_string()))
+    shared
+        .stack
+        .plane
+        .kubectl("author", &args, Some(&object.to_string()))
 }
 
 async fn status(shared: &Shared, namespace: &str) -> anyhow::Result<Value> {
-    Ok(jobs::budgets(&shared.stack.client, namespace).get("images").await?.data["status"].clone())
+    Ok(jobs::budgets(&shared.stack.client, namespace)
+        .get("images")
+        .await?
+        .data["status"]
+        .clone())
 }
 
 #[test]
 fn a_job_over_budget_is_refused_with_numbers_and_a_dry_run_says_the_same_and_changes_nothing() {
     on_plane(|shared| async move {
-        namespace(shared, "refused", json!({ "limit": "100mg", "mode": "Enforce", "onExceed": "Reject" })).await?;
+        namespace(
+            shared,
+            "refused",
+            json!({ "limit": "100mg", "mode": "Enforce", "onExceed": "Reject" }),
+        )
+        .await?;
         let before = status(shared, "refused").await?;
-        let dry = create(shared, "refused", &Generate::BIG.job("too-much"), &["--dry-run=server"])?;
+        let dry = create(
+            shared,
+            "refused",
+            &Generate::BIG.job("too-much"),
+            &["--dry-run=server"],
+        )?;
         let real = create(shared, "refused", &Generate::BIG.job("too-much"), &[])?;
         for said in [&dry, &real] {
             ensure!(!said.ok, "it is refused: {said:?}");
-            for part in
-                ["budget refused/images: needs ", "CO2e (p90), 100 mg of 100 mg left until ", "law ±", "400 g/kWh", "Fits: "]
-            {
-                ensure!(said.err.contains(part), "{part:?} is missing in {}", said.err);
+            for part in [
+                "budget refused/images: needs ",
+                "CO2e (p90), 100 mg of 100 mg left until ",
+                "law ±",
+                "400 g/kWh",
+                "Fits: ",
+            ] {
+                ensure!(
+                    said.err.contains(part),
+                    "{part:?} is missing in {}",
+                    said.err
+                );
             }
         }
         ensure!(dry.err == real.err, "{} / {}", dry.err, real.err);
-        ensure!(jobs::jobs(&shared.stack.client, "refused").list(&Default::default()).await?.items.is_empty());
-        ensure!(status(shared, "refused").await? == before, "nothing changed");
+        ensure!(
+            jobs::jobs(&shared.stack.client, "refused")
+                .list(&Default::default())
+                .await?
+                .items
+                .is_empty()
+        );
+        ensure!(
+            status(shared, "refused").await? == before,
+            "nothing changed"
+        );
         Ok(())
     });
 }
@@ -52,18 +91,37 @@ fn a_job_over_budget_is_refused_with_numbers_and_a_dry_run_says_the_same_and_cha
 fn a_deferred_job_waits_until_the_budget_has_room() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
-        namespace(shared, "deferred", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
+        namespace(
+            shared,
+            "deferred",
+            json!({ "limit": "1kg", "mode": "Enforce" }),
+        )
+        .await?;
         let price = jobs::price(client, "deferred", &Generate::SMALL).await?;
-        jobs::amend(client, "deferred", "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
+        jobs::amend(
+            client,
+            "deferred",
+            "images",
+            json!({ "limit": format!("{}mg", price * 5 / 4) }),
+        )
+        .await?;
         jobs::create_job(client, "deferred", &Generate::SMALL.placeholder("first")).await?;
         jobs::released(client, "deferred", "first").await?;
         let second = create(shared, "deferred", &Generate::SMALL.job("second"), &[])?;
         ensure!(second.ok, "{second:?}");
-        eventually("it waits", SOON, || async { Ok((status(shared, "deferred").await?["heldJobs"] == 1).then_some(())) })
-            .await?;
-        let events = shared.stack.plane.kubectl("author", &["events", "-n", "deferred", "--for", "job/second"], None)?;
+        eventually("it waits", SOON, || async {
+            Ok((status(shared, "deferred").await?["heldJobs"] == 1).then_some(()))
+        })
+        .await?;
+        let events = shared.stack.plane.kubectl(
+            "author",
+            &["events", "-n", "deferred", "--for", "job/second"],
+            None,
+        )?;
         ensure!(events.out.contains("WaitingForBudget"), "{events:?}");
-        ensure!(jobs::is_held(&jobs::jobs(client, "deferred").get("second").await?));
+        ensure!(jobs::is_held(
+            &jobs::jobs(client, "deferred").get("second").await?
+        ));
         jobs::remove_job(client, "deferred", "first").await?;
         let job = jobs::released(client, "deferred", "second").await?;
         jobs::settled(client, "deferred", &job.uid().unwrap_or_default()).await?;
@@ -76,18 +134,31 @@ fn under_audit_and_warn_nothing_is_delayed_and_everything_is_recorded() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         for (name, mode, warned) in [("audit", "Audit", false), ("warn", "Warn", true)] {
-            namespace(shared, name, json!({ "limit": "1mg", "mode": mode, "onExceed": "Reject" })).await?;
+            namespace(
+                shared,
+                name,
+                json!({ "limit": "1mg", "mode": mode, "onExceed": "Reject" }),
+            )
+            .await?;
             let said = create(shared, name, &Generate::SMALL.job("pictures"), &[])?;
             ensure!(said.ok, "{said:?}");
             ensure!(said.err.contains("needs") == warned, "{mode}: {said:?}");
             let job = jobs::jobs(client, name).get("pictures").await?;
             ensure!(!jobs::is_suspended(&job), "{mode} never holds");
             let record = jobs::settled(client, name, &job.uid().unwrap_or_default()).await?;
-            ensure!(record.data["status"]["chargedMilligrams"].as_i64() > Some(0), "{}", record.data);
+            ensure!(
+                record.data["status"]["chargedMilligrams"].as_i64() > Some(0),
+                "{}",
+                record.data
+            );
         }
         eventually("the budget is exceeded, and says so", SOON, || async {
             let conditions = status(shared, "audit").await?["conditions"].clone();
-            let exceeded = conditions.as_array().into_iter().flatten().any(|c| c["type"] == "Exceeded" && c["status"] == "True");
+            let exceeded = conditions
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|c| c["type"] == "Exceeded" && c["status"] == "True");
             Ok(exceeded.then_some(()))
         })
         .await
@@ -101,7 +172,13 @@ fn leaving_enforce_lifts_every_hold_of_ours_and_none_of_the_authors() {
         for name in ["leave-mode", "leave-budget"] {
             namespace(shared, name, json!({ "limit": "1kg", "mode": "Enforce" })).await?;
             let price = jobs::price(client, name, &Generate::BIG).await?;
-            jobs::amend(client, name, "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
+            jobs::amend(
+                client,
+                name,
+                "images",
+                json!({ "limit": format!("{}mg", price * 5 / 4) }),
+            )
+            .await?;
             jobs::create_job(client, name, &Generate::BIG.placeholder("filler")).await?;
             jobs::released(client, name, "filler").await?;
             let mut suspended = Generate::BIG.placeholder("authors-own");
@@ -109,16 +186,24 @@ fn leaving_enforce_lifts_every_hold_of_ours_and_none_of_the_authors() {
             jobs::create_job(client, name, &suspended).await?;
             jobs::create_job(client, name, &Generate::BIG.placeholder("ours")).await?;
             tokio::time::sleep(Duration::from_secs(1)).await;
-            ensure!(jobs::is_held(&jobs::jobs(client, name).get("ours").await?), "it is held");
+            ensure!(
+                jobs::is_held(&jobs::jobs(client, name).get("ours").await?),
+                "it is held"
+            );
             if name == "leave-mode" {
                 jobs::amend(client, name, "images", json!({ "mode": "Audit" })).await?;
             } else {
-                jobs::budgets(client, name).delete("images", &DeleteParams::default()).await?;
+                jobs::budgets(client, name)
+                    .delete("images", &DeleteParams::default())
+                    .await?;
             }
             jobs::released(client, name, "ours").await?;
             tokio::time::sleep(Duration::from_secs(1)).await;
             let own = jobs::jobs(client, name).get("authors-own").await?;
-            ensure!(jobs::is_suspended(&own), "what its author suspended stays suspended");
+            ensure!(
+                jobs::is_suspended(&own),
+                "what its author suspended stays suspended"
+            );
         }
         Ok(())
     });
@@ -128,12 +213,26 @@ fn leaving_enforce_lifts_every_hold_of_ours_and_none_of_the_authors() {
 fn a_job_that_its_author_suspended_is_held_when_it_asks_to_run() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
-        namespace(shared, "resumed", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
+        namespace(
+            shared,
+            "resumed",
+            json!({ "limit": "1kg", "mode": "Enforce" }),
+        )
+        .await?;
         let mut job = Generate::SMALL.job("later");
         job["spec"]["suspend"] = json!(true);
         let created = jobs::create_job(client, "resumed", &job).await?;
         ensure!(!jobs::is_held(&created), "a hold of ours is not needed yet");
-        let resume = ["patch", "job", "later", "-n", "resumed", "--type=merge", "-p", r#"{"spec":{"suspend":false}}"#];
+        let resume = [
+            "patch",
+            "job",
+            "later",
+            "-n",
+            "resumed",
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"suspend":false}}"#,
+        ];
         let said = shared.stack.plane.kubectl("author", &resume, None)?;
         ensure!(said.ok, "{said:?}");
         jobs::settled(client, "resumed", &created.uid().unwrap_or_default()).await?;
@@ -145,9 +244,20 @@ fn a_job_that_its_author_suspended_is_held_when_it_asks_to_run() {
 fn a_namespace_with_held_jobs_can_be_deleted() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
-        namespace(shared, "deleted", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
+        namespace(
+            shared,
+            "deleted",
+            json!({ "limit": "1kg", "mode": "Enforce" }),
+        )
+        .await?;
         let price = jobs::price(client, "deleted", &Generate::SMALL).await?;
-        jobs::amend(client, "deleted", "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
+        jobs::amend(
+            client,
+            "deleted",
+            "images",
+            json!({ "limit": format!("{}mg", price * 5 / 4) }),
+        )
+        .await?;
         for name in ["first", "second"] {
             jobs::create_job(client, "deleted", &Generate::SMALL.placeholder(name)).await?;
         }
@@ -165,20 +275,36 @@ fn wrong_parameters_are_named_and_refused_or_warned_of_by_policy() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         let mut wrong = Generate::SMALL.job("wrong");
-        for annotations in ["/metadata/annotations", "/spec/template/metadata/annotations"] {
+        for annotations in [
+            "/metadata/annotations",
+            "/spec/template/metadata/annotations",
+        ] {
             let at = wrong.pointer_mut(annotations).context("annotations")?;
             at["jouleward.dev/num-inference-steps"] = json!("many");
         }
         let named = "jouleward.dev/num-inference-steps: \"many\" is not 1 to 1000";
-        namespace(shared, "strict", json!({ "limit": "1kg", "mode": "Enforce", "onUnknown": "Reject" })).await?;
+        namespace(
+            shared,
+            "strict",
+            json!({ "limit": "1kg", "mode": "Enforce", "onUnknown": "Reject" }),
+        )
+        .await?;
         let refused = create(shared, "strict", &wrong, &[])?;
         ensure!(!refused.ok && refused.err.contains(named), "{refused:?}");
-        namespace(shared, "lenient", json!({ "limit": "1kg", "mode": "Enforce", "onUnknown": "Warn" })).await?;
+        namespace(
+            shared,
+            "lenient",
+            json!({ "limit": "1kg", "mode": "Enforce", "onUnknown": "Warn" }),
+        )
+        .await?;
         let warned = create(shared, "lenient", &wrong, &[])?;
         ensure!(warned.ok && warned.err.contains(named), "{warned:?}");
         let job = jobs::released(client, "lenient", "wrong").await?;
         let record = jobs::settled(client, "lenient", &job.uid().unwrap_or_default()).await?;
-        ensure!(record.data["status"]["chargedMilligrams"].as_i64() > Some(0), "charged as measured");
+        ensure!(
+            record.data["status"]["chargedMilligrams"].as_i64() > Some(0),
+            "charged as measured"
+        );
         Ok(())
     });
 }
@@ -191,7 +317,8 @@ fn after_the_longest_delay_a_job_is_refused_or_run_and_a_smaller_question_is_ans
             let spec = json!({ "limit": "1kg", "mode": "Enforce", "atDeadline": at_deadline });
             namespace(shared, name, spec).await?;
             let price = jobs::price(client, name, &Generate::BIG).await?;
-            let short = json!({ "limit": format!("{}mg", price * 5 / 4), "longestDelaySeconds": 2 });
+            let short =
+                json!({ "limit": format!("{}mg", price * 5 / 4), "longestDelaySeconds": 2 });
             jobs::amend(client, name, "images", short).await?;
             jobs::create_job(client, name, &Generate::BIG.placeholder("first")).await?;
             jobs::released(client, name, "first").await?;
@@ -200,14 +327,25 @@ fn after_the_longest_delay_a_job_is_refused_or_run_and_a_smaller_question_is_ans
         jobs::released(client, "late-run", "second").await?;
         let refused = eventually("the refusal is in a condition", SOON, || async {
             let job = jobs::jobs(client, "late-refused").get("second").await?;
-            let conditions = job.status.clone().and_then(|s| s.conditions).unwrap_or_default();
-            let found = conditions.into_iter().find(|c| c.type_ == "jouleward.dev/Refused");
+            let conditions = job
+                .status
+                .clone()
+                .and_then(|s| s.conditions)
+                .unwrap_or_default();
+            let found = conditions
+                .into_iter()
+                .find(|c| c.type_ == "jouleward.dev/Refused");
             Ok(found.and_then(|c| c.message).map(|message| (job, message)))
         })
         .await?;
         ensure!(jobs::is_suspended(&refused.0), "it stays suspended");
-        ensure!(refused.1.contains("Fits: num-inference-steps ≤"), "{}", refused.1);
-        let fewer = json!({ "metadata": { "annotations": { "jouleward.dev/num-inference-steps": "2" } } });
+        ensure!(
+            refused.1.contains("Fits: num-inference-steps ≤"),
+            "{}",
+            refused.1
+        );
+        let fewer =
+            json!({ "metadata": { "annotations": { "jouleward.dev/num-inference-steps": "2" } } });
         let author = shared.stack.plane.client("author").await?;
         let jobs_of_author = jobs::jobs(&author, "late-refused");
         // The template wins and cannot be changed: ask with the job's own annotations only.
@@ -219,7 +357,9 @@ fn after_the_longest_delay_a_job_is_refused_or_run_and_a_smaller_question_is_ans
             Ok(job.annotations().get("jouleward.dev/refused").cloned())
         })
         .await?;
-        jobs_of_author.patch("third", &PatchParams::default(), &Patch::Merge(&fewer)).await?;
+        jobs_of_author
+            .patch("third", &PatchParams::default(), &Patch::Merge(&fewer))
+            .await?;
         jobs::released(client, "late-refused", "third").await?;
         Ok(())
     });
@@ -235,7 +375,11 @@ fn a_bare_pod_is_gated_released_and_settled() {
         ensure!(said.ok, "{said:?}");
         let uid = pods.get("bare").await?.uid().unwrap_or_default();
         let record = jobs::settled(client, "pods", &uid).await?;
-        ensure!(record.data["spec"]["adopted"] == false, "it was granted, not found: {}", record.data);
+        ensure!(
+            record.data["spec"]["adopted"] == false,
+            "it was granted, not found: {}",
+            record.data
+        );
         ensure!(record.data["status"]["measuredMillijoules"].as_i64() > Some(0));
         Ok(())
     });
@@ -246,7 +390,10 @@ fn gpu_pods_that_ran_before_the_budget_are_charged() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         jobs::namespace(client, "before").await?;
-        let long = Generate { images: 14, ..Generate::SMALL };
+        let long = Generate {
+            images: 14,
+            ..Generate::SMALL
+        };
         let job = jobs::create_job(client, "before", &long.job("running")).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         jobs::budget(client, "before", "images", json!({ "limit": "1kg" })).await?;
@@ -260,9 +407,18 @@ fn gpu_pods_that_ran_before_the_budget_are_charged() {
 #[test]
 fn jobs_without_a_gpu_pass_untouched() {
     on_plane(|shared| async move {
-        namespace(shared, "plain", json!({ "limit": "1mg", "mode": "Enforce", "onExceed": "Reject" })).await?;
+        namespace(
+            shared,
+            "plain",
+            json!({ "limit": "1mg", "mode": "Enforce", "onExceed": "Reject" }),
+        )
+        .await?;
         let job = jobs::create_job(&shared.stack.client, "plain", &jobs::plain_job("work")).await?;
-        ensure!(!jobs::is_suspended(&job) && job.annotations().is_empty(), "{:?}", job.metadata);
+        ensure!(
+            !jobs::is_suspended(&job) && job.annotations().is_empty(),
+            "{:?}",
+            job.metadata
+        );
         Ok(())
     });
 }
@@ -271,19 +427,31 @@ fn jobs_without_a_gpu_pass_untouched() {
 fn a_budget_that_makes_no_sense_is_not_ready_and_the_rest_goes_on() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
-        namespace(shared, "nonsense", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
+        namespace(
+            shared,
+            "nonsense",
+            json!({ "limit": "1kg", "mode": "Enforce" }),
+        )
+        .await?;
         let object: DynamicObject = serde_json::from_value(json!({
             "apiVersion": "jouleward.dev/v1alpha1", "kind": "CarbonBudget", "metadata": { "name": "mars" },
             "spec": { "limit": "1kg", "period": { "timeZone": "Mars/Base" } },
         }))?;
-        jobs::budgets(client, "nonsense").create(&Default::default(), &object).await?;
+        jobs::budgets(client, "nonsense")
+            .create(&Default::default(), &object)
+            .await?;
         eventually("it is not ready", SOON, || async {
             let budget = jobs::budgets(client, "nonsense").get("mars").await?;
-            let conditions = budget.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let conditions = budget.data["status"]["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
             let told = conditions.iter().any(|c| {
                 c["type"] == "Ready"
                     && c["status"] == "False"
-                    && c["message"].as_str().is_some_and(|m| m.contains("Mars/Base"))
+                    && c["message"]
+                        .as_str()
+                        .is_some_and(|m| m.contains("Mars/Base"))
             });
             Ok(told.then_some(()))
         })
@@ -302,11 +470,18 @@ fn the_schema_refuses_a_limit_without_a_unit_and_shows_a_right_one() {
                     "metadata": { "name": "x", "namespace": "default" }, "spec": spec })
         };
         let apply = |object: &Value| {
-            shared.stack.plane.kubectl("admin", &["create", "--dry-run=server", "-f", "-"], Some(&object.to_string()))
+            shared.stack.plane.kubectl(
+                "admin",
+                &["create", "--dry-run=server", "-f", "-"],
+                Some(&object.to_string()),
+            )
         };
         for (spec, hint) in [
             (json!({ "limit": "5" }), "for example 5kg"),
-            (json!({ "limit": "5kg", "period": { "type": "Rolling" } }), "for example days: 7"),
+            (
+                json!({ "limit": "5kg", "period": { "type": "Rolling" } }),
+                "for example days: 7",
+            ),
             (json!({ "limit": "5kg", "chargedPercentile": 100 }), "99"),
             (json!({ "limit": "5kg", "mode": "Enforced" }), "Enforce"),
         ] {
@@ -315,7 +490,11 @@ fn the_schema_refuses_a_limit_without_a_unit_and_shows_a_right_one() {
         }
         let said = apply(&budget(json!({ "limit": "5kg" })))?;
         ensure!(said.ok, "{said:?}");
-        let explained = shared.stack.plane.kubectl("viewer", &["explain", "carbonbudget.spec.limit"], None)?;
+        let explained =
+            shared
+                .stack
+                .plane
+                .kubectl("viewer", &["explain", "carbonbudget.spec.limit"], None)?;
         ensure!(explained.out.contains("for example 5kg"), "{explained:?}");
         Ok(())
     });

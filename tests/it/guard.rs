@@ -10,30 +10,76 @@ use serde_json::json;
 async fn held(shared: &Shared, namespace: &str) -> anyhow::Result<()> {
     let client = &shared.stack.client;
     jobs::namespace(client, namespace).await?;
-    jobs::budget(client, namespace, "images", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
+    jobs::budget(
+        client,
+        namespace,
+        "images",
+        json!({ "limit": "1kg", "mode": "Enforce" }),
+    )
+    .await?;
     let price = jobs::price(client, namespace, &Generate::SMALL).await?;
-    jobs::amend(client, namespace, "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
+    jobs::amend(
+        client,
+        namespace,
+        "images",
+        json!({ "limit": format!("{}mg", price * 5 / 4) }),
+    )
+    .await?;
     jobs::create_job(client, namespace, &Generate::SMALL.placeholder("first")).await?;
     jobs::released(client, namespace, "first").await?;
     jobs::create_job(client, namespace, &Generate::SMALL.job("second")).await?;
-    ensure!(jobs::is_held(&jobs::jobs(client, namespace).get("second").await?));
+    ensure!(jobs::is_held(
+        &jobs::jobs(client, namespace).get("second").await?
+    ));
     Ok(())
 }
 
 fn tamper(shared: &Shared, namespace: &str) -> anyhow::Result<()> {
     for (patch, word) in [
         (r#"{"spec":{"suspend":false}}"#, "holds this job"),
-        (r#"{"metadata":{"annotations":{"jouleward.dev/hold":null}}}"#, "holds this job"),
-        (r#"{"metadata":{"annotations":{"jouleward.dev/hold":null}},"spec":{"suspend":false}}"#, "holds this job"),
-        (r#"{"metadata":{"annotations":{"jouleward.dev/granted":"job-x"}},"spec":{"suspend":false}}"#, "jouleward"),
-        (r#"{"metadata":{"annotations":{"jouleward.dev/prediction":"nothing"}}}"#, "written by Jouleward alone"),
-        (r#"{"metadata":{"annotations":{"jouleward.dev/granted":"job-x"}}}"#, "written by Jouleward alone"),
+        (
+            r#"{"metadata":{"annotations":{"jouleward.dev/hold":null}}}"#,
+            "holds this job",
+        ),
+        (
+            r#"{"metadata":{"annotations":{"jouleward.dev/hold":null}},"spec":{"suspend":false}}"#,
+            "holds this job",
+        ),
+        (
+            r#"{"metadata":{"annotations":{"jouleward.dev/granted":"job-x"}},"spec":{"suspend":false}}"#,
+            "jouleward",
+        ),
+        (
+            r#"{"metadata":{"annotations":{"jouleward.dev/prediction":"nothing"}}}"#,
+            "written by Jouleward alone",
+        ),
+        (
+            r#"{"metadata":{"annotations":{"jouleward.dev/granted":"job-x"}}}"#,
+            "written by Jouleward alone",
+        ),
     ] {
-        let args = ["patch", "job", "second", "-n", namespace, "--type=merge", "-p", patch];
+        let args = [
+            "patch",
+            "job",
+            "second",
+            "-n",
+            namespace,
+            "--type=merge",
+            "-p",
+            patch,
+        ];
         let said = shared.stack.plane.kubectl("author", &args, None)?;
         ensure!(!said.ok && said.err.contains(word), "{patch}: {said:?}");
     }
-    let innocent = ["label", "job", "second", "-n", namespace, "team=blue", "--overwrite"];
+    let innocent = [
+        "label",
+        "job",
+        "second",
+        "-n",
+        namespace,
+        "team=blue",
+        "--overwrite",
+    ];
     let said = shared.stack.plane.kubectl("author", &innocent, None)?;
     ensure!(said.ok, "other changes pass: {said:?}");
     Ok(())
@@ -62,7 +108,13 @@ fn stamps_that_an_author_brings_along_are_overwritten() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         jobs::namespace(client, "forged").await?;
-        jobs::budget(client, "forged", "images", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
+        jobs::budget(
+            client,
+            "forged",
+            "images",
+            json!({ "limit": "1kg", "mode": "Enforce" }),
+        )
+        .await?;
         let mut job = Generate::SMALL.placeholder("forged");
         job["metadata"]["annotations"]["jouleward.dev/granted"] = json!("job-x");
         job["metadata"]["annotations"]["jouleward.dev/prediction"] = json!("1 J");
@@ -87,14 +139,29 @@ fn the_mode_of_a_namespace_follows_its_budgets_alone() {
             "metadata": { "name": "namespace-editor" },
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "namespace-editor" },
             "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "authors" }] });
-        shared.stack.plane.apply(&format!("{role}\n---\n{binding}\n"))?;
-        let label = ["label", "namespace", "labelled", "jouleward.dev/mode=enforce"];
-        let said = harness::eventually("RBAC has taken the role in", std::time::Duration::from_secs(10), || async {
-            let said = shared.stack.plane.kubectl("author", &label, None)?;
-            Ok((!said.err.contains("cannot patch")).then_some(said))
-        })
+        shared
+            .stack
+            .plane
+            .apply(&format!("{role}\n---\n{binding}\n"))?;
+        let label = [
+            "label",
+            "namespace",
+            "labelled",
+            "jouleward.dev/mode=enforce",
+        ];
+        let said = harness::eventually(
+            "RBAC has taken the role in",
+            std::time::Duration::from_secs(10),
+            || async {
+                let said = shared.stack.plane.kubectl("author", &label, None)?;
+                Ok((!said.err.contains("cannot patch")).then_some(said))
+            },
+        )
         .await?;
-        ensure!(!said.ok && said.err.contains("set by Jouleward alone"), "{said:?}");
+        ensure!(
+            !said.ok && said.err.contains("set by Jouleward alone"),
+            "{said:?}"
+        );
         Ok(())
     });
 }

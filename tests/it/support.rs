@@ -27,14 +27,27 @@ fn shared() -> &'static Shared {
 }
 
 async fn start() -> anyhow::Result<Shared> {
-    let folder = harness::target().join("it").join(std::process::id().to_string());
+    let folder = harness::target()
+        .join("it")
+        .join(std::process::id().to_string());
     std::fs::create_dir_all(&folder)?;
-    eprintln!("it: starting the control plane; logs in {}", folder.join("logs").display());
+    eprintln!(
+        "it: starting the control plane; logs in {}",
+        folder.join("logs").display()
+    );
     let mut stack = Stack::start(&folder).await?;
     let controller = stack.controller(0, &[], &[])?;
     let webhook = stack.webhook()?;
     for name in ["gpu-a", "gpu-b"] {
-        stack.add_node(name, &NodeOptions { gpus: 4, ..NodeOptions::default() }).await?;
+        stack
+            .add_node(
+                name,
+                &NodeOptions {
+                    gpus: 4,
+                    ..NodeOptions::default()
+                },
+            )
+            .await?;
     }
     // The H100's prior lies as far below the A100's; this keeps the truth 25 % above it.
     let h100 = NodeOptions {
@@ -86,7 +99,10 @@ fn finish(result: anyhow::Result<()>) {
 
 impl Shared {
     pub(crate) fn stop_controller(&self) {
-        *self.controller.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self
+            .controller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     pub(crate) fn stop_webhook(&self) {
@@ -96,7 +112,10 @@ impl Shared {
     /// Starts what is not running, and waits until it is ready.
     pub(crate) async fn restore(&self) -> anyhow::Result<()> {
         {
-            let mut controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut controller = self
+                .controller
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if !controller.as_mut().is_some_and(Process::is_running) {
                 *controller = Some(self.stack.controller(0, &[], &[])?);
             }
@@ -115,7 +134,7 @@ impl Shared {
         let webhook = format!("{}:9404", self.stack.address(20));
         harness::eventually("a leader", std::time::Duration::from_secs(30), || async {
             let (_, text) = harness::stack::get(&webhook, "/metrics", "text/plain").await?;
-            Ok(text.contains("jouleward_leader_stale 0").then_some(()))
+            Ok(text.contains("\njouleward_leader_stale 0").then_some(()))
         })
         .await
     }

@@ -15,7 +15,13 @@ use std::time::Duration;
 async fn budgeted(shared: &Shared, namespace: &str) -> anyhow::Result<()> {
     let client = &shared.stack.client;
     jobs::namespace(client, namespace).await?;
-    jobs::budget(client, namespace, "images", json!({ "limit": "1kg", "mode": "Enforce" })).await
+    jobs::budget(
+        client,
+        namespace,
+        "images",
+        json!({ "limit": "1kg", "mode": "Enforce" }),
+    )
+    .await
 }
 
 /// Waits until the webhook has noticed that nobody leads.
@@ -23,7 +29,7 @@ async fn stale(shared: &Shared) -> anyhow::Result<()> {
     let webhook = format!("{}:9404", shared.stack.address(20));
     eventually("the lease is stale", Duration::from_secs(20), || async {
         let (_, text) = harness::stack::get(&webhook, "/metrics", "text/plain").await?;
-        Ok(text.contains("jouleward_leader_stale 1").then_some(()))
+        Ok(text.contains("\njouleward_leader_stale 1").then_some(()))
     })
     .await
 }
@@ -36,10 +42,16 @@ fn with_the_controller_away_new_jobs_run_and_are_charged_afterwards() {
         shared.stop_controller();
         stale(shared).await?;
         let job = jobs::create_job(client, "leaderless", &Generate::BIG.job("pictures")).await?;
-        ensure!(!jobs::is_suspended(&job), "nothing is held that nobody could release");
+        ensure!(
+            !jobs::is_suspended(&job),
+            "nothing is held that nobody could release"
+        );
         shared.restore().await?;
         let record = jobs::settled(client, "leaderless", &job.uid().unwrap_or_default()).await?;
-        ensure!(record.data["spec"]["adopted"] == true && record.data["status"]["chargedMilligrams"].as_i64() > Some(0));
+        ensure!(
+            record.data["spec"]["adopted"] == true
+                && record.data["status"]["chargedMilligrams"].as_i64() > Some(0)
+        );
         Ok(())
     });
 }
@@ -54,7 +66,10 @@ fn with_controller_and_webhook_away_jobs_are_created_as_if_jouleward_did_not_exi
         let plain = jobs::create_job(client, "away", &jobs::plain_job("work")).await?;
         ensure!(!jobs::is_suspended(&plain) && plain.annotations().is_empty());
         let gpu = jobs::create_job(client, "away", &Generate::SMALL.job("pictures")).await?;
-        ensure!(!jobs::is_suspended(&gpu), "failurePolicy Ignore lets it pass");
+        ensure!(
+            !jobs::is_suspended(&gpu),
+            "failurePolicy Ignore lets it pass"
+        );
         Ok(())
     });
 }
@@ -79,10 +94,20 @@ fn a_leader_killed_at_any_point_loses_no_job_releases_none_twice_and_keeps_the_t
         shared.stop_controller();
         let mut expected = BTreeSet::new();
         // The eight points between writes, and two moments of no particular meaning.
-        let moments = POINTS.iter().map(|point| (*point, None)).chain([("none", Some(300)), ("none", Some(900))]);
+        let moments = POINTS
+            .iter()
+            .map(|point| (*point, None))
+            .chain([("none", Some(300)), ("none", Some(900))]);
         for (number, (point, pause)) in moments.enumerate() {
-            let mut doomed = shared.stack.controller(3, &[], &[("JOULEWARD_CRASH_POINT", point)])?;
-            shared.stack.ready(13, 9403).await?;
+            let mut doomed =
+                shared
+                    .stack
+                    .controller(3, &[], &[("JOULEWARD_CRASH_POINT", point)])?;
+            eventually("it leads", Duration::from_secs(40), || async {
+                let said = doomed.said();
+                Ok((said.contains("\"leads\"") || said.contains("crash point")).then_some(()))
+            })
+            .await?;
             shared.leader().await?;
             let name = format!("job-{number}");
             let job = jobs::create_job(client, "killed", &Generate::SMALL.job(&name)).await?;
@@ -90,9 +115,16 @@ fn a_leader_killed_at_any_point_loses_no_job_releases_none_twice_and_keeps_the_t
             match pause {
                 Some(pause) => tokio::time::sleep(Duration::from_millis(pause)).await,
                 None => {
-                    eventually(&format!("the leader is at {point}"), Duration::from_secs(40), || async {
-                        Ok(doomed.said().contains(&format!("crash point {point}")).then_some(()))
-                    })
+                    eventually(
+                        &format!("the leader is at {point}"),
+                        Duration::from_secs(40),
+                        || async {
+                            Ok(doomed
+                                .said()
+                                .contains(&format!("crash point {point}"))
+                                .then_some(()))
+                        },
+                    )
                     .await?;
                 }
             }
@@ -103,20 +135,43 @@ fn a_leader_killed_at_any_point_loses_no_job_releases_none_twice_and_keeps_the_t
         for uid in &expected {
             jobs::settled(client, "killed", uid).await?;
         }
-        let records = jobs::reservations(client, "killed").list(&ListParams::default()).await?.items;
+        let records = jobs::reservations(client, "killed")
+            .list(&ListParams::default())
+            .await?
+            .items;
         let uids: BTreeSet<String> = records
             .iter()
-            .map(|r| r.data["spec"]["workload"]["uid"].as_str().unwrap_or_default().to_owned())
+            .map(|r| {
+                r.data["spec"]["workload"]["uid"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
+            })
             .collect();
-        ensure!(uids == expected && records.len() == expected.len(), "each job has one record: {uids:?}");
-        let charged: i64 = records.iter().filter_map(|r| r.data["status"]["chargedMilligrams"].as_i64()).sum();
-        eventually("the totals are the records' sum", Duration::from_secs(10), || async {
-            let status = jobs::budgets(client, "killed").get("images").await?.data["status"].clone();
-            let right = status["consumedMilligrams"].as_i64() == Some(charged) && status["reservedMilligrams"] == 0;
-            Ok(right.then_some(()))
-        })
+        ensure!(
+            uids == expected && records.len() == expected.len(),
+            "each job has one record: {uids:?}"
+        );
+        let charged: i64 = records
+            .iter()
+            .filter_map(|r| r.data["status"]["chargedMilligrams"].as_i64())
+            .sum();
+        eventually(
+            "the totals are the records' sum",
+            Duration::from_secs(10),
+            || async {
+                let status =
+                    jobs::budgets(client, "killed").get("images").await?.data["status"].clone();
+                let right = status["consumedMilligrams"].as_i64() == Some(charged)
+                    && status["reservedMilligrams"] == 0;
+                Ok(right.then_some(()))
+            },
+        )
         .await?;
-        for job in jobs::jobs(client, "killed").list(&ListParams::default()).await? {
+        for job in jobs::jobs(client, "killed")
+            .list(&ListParams::default())
+            .await?
+        {
             let pods = job.status.as_ref().and_then(|status| status.succeeded);
             ensure!(pods == Some(1), "{} ran once: {pods:?}", job.name_any());
         }
@@ -130,7 +185,13 @@ fn uninstalling_lifts_every_hold_and_leaves_what_authors_suspended() {
         let client = &shared.stack.client;
         budgeted(shared, "leaving").await?;
         let price = jobs::price(client, "leaving", &Generate::BIG).await?;
-        jobs::amend(client, "leaving", "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
+        jobs::amend(
+            client,
+            "leaving",
+            "images",
+            json!({ "limit": format!("{}mg", price * 5 / 4) }),
+        )
+        .await?;
         jobs::create_job(client, "leaving", &Generate::BIG.placeholder("filler")).await?;
         jobs::released(client, "leaving", "filler").await?;
         jobs::create_job(client, "leaving", &Generate::BIG.placeholder("ours")).await?;
@@ -140,19 +201,40 @@ fn uninstalling_lifts_every_hold_and_leaves_what_authors_suspended() {
         shared.stop_controller();
         let hook = &shared.stack.chart.hooks;
         let args = hook[0]["spec"]["template"]["spec"]["containers"][0]["args"].clone();
-        let args: Vec<String> = serde_json::from_value(args).context("the pre-delete hook's arguments")?;
+        let args: Vec<String> =
+            serde_json::from_value(args).context("the pre-delete hook's arguments")?;
         let output = Command::new(harness::built("jouleward")?)
             .args(&args)
-            .env("KUBECONFIG", shared.stack.plane.kubeconfig("jouleward-uninstall"))
+            .env(
+                "KUBECONFIG",
+                shared.stack.plane.kubeconfig("jouleward-uninstall"),
+            )
             .output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        ensure!(!jobs::is_suspended(&jobs::jobs(client, "leaving").get("ours").await?));
-        ensure!(jobs::is_suspended(&jobs::jobs(client, "leaving").get("own").await?));
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        ensure!(!jobs::is_suspended(
+            &jobs::jobs(client, "leaving").get("ours").await?
+        ));
+        ensure!(jobs::is_suspended(
+            &jobs::jobs(client, "leaving").get("own").await?
+        ));
         let namespaces: Api<Namespace> = Api::all(client.clone());
-        ensure!(namespaces.list(&ListParams::default().labels("jouleward.dev/mode")).await?.items.is_empty());
+        ensure!(
+            namespaces
+                .list(&ListParams::default().labels("jouleward.dev/mode"))
+                .await?
+                .items
+                .is_empty()
+        );
         let next = jobs::create_job(client, "leaving", &Generate::BIG.placeholder("next")).await?;
         ensure!(!jobs::is_suspended(&next), "a job can be created at once");
-        let webhooks = shared.stack.chart.manifests(|kind| kind.ends_with("WebhookConfiguration"))?;
+        let webhooks = shared
+            .stack
+            .chart
+            .manifests(|kind| kind.ends_with("WebhookConfiguration"))?;
         shared.stack.plane.apply(&webhooks)
     });
 }
@@ -163,7 +245,13 @@ fn release_by_hand_lifts_one_hold() {
         let client = &shared.stack.client;
         budgeted(shared, "by-hand").await?;
         let price = jobs::price(client, "by-hand", &Generate::BIG).await?;
-        jobs::amend(client, "by-hand", "images", json!({ "limit": format!("{}mg", price * 5 / 4) })).await?;
+        jobs::amend(
+            client,
+            "by-hand",
+            "images",
+            json!({ "limit": format!("{}mg", price * 5 / 4) }),
+        )
+        .await?;
         for name in ["filler", "one", "two"] {
             jobs::create_job(client, "by-hand", &Generate::BIG.placeholder(name)).await?;
         }
@@ -175,12 +263,23 @@ fn release_by_hand_lifts_one_hold() {
                 .output()
                 .context("jouleward release")
         };
-        ensure!(!release("author")?.status.success(), "an author has not the verb");
+        ensure!(
+            !release("author")?.status.success(),
+            "an author has not the verb"
+        );
         let output = release("admin")?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         ensure!(String::from_utf8_lossy(&output.stdout).contains("Job by-hand/one"));
-        ensure!(!jobs::is_suspended(&jobs::jobs(client, "by-hand").get("one").await?));
-        ensure!(jobs::is_held(&jobs::jobs(client, "by-hand").get("two").await?));
+        ensure!(!jobs::is_suspended(
+            &jobs::jobs(client, "by-hand").get("one").await?
+        ));
+        ensure!(jobs::is_held(
+            &jobs::jobs(client, "by-hand").get("two").await?
+        ));
         Ok(())
     });
 }

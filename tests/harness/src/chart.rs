@@ -20,41 +20,69 @@ impl Chart {
         let path = plane.folder.join("values.json");
         std::fs::write(&path, serde_json::to_vec(values)?)?;
         let output = Command::new(plane.binaries.join("helm"))
-            .args(["template", "jouleward", "--namespace", "jouleward-system", "--kube-version", "1.36.3"])
+            .args([
+                "template",
+                "jouleward",
+                "--namespace",
+                "jouleward-system",
+                "--kube-version",
+                "1.36.3",
+            ])
             .arg("--values")
             .arg(&path)
             .arg(crate::root().join("charts/jouleward"))
             .env("HOME", &plane.folder)
             .output()
             .context("cannot run helm")?;
-        anyhow::ensure!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
+        anyhow::ensure!(
+            output.status.success(),
+            "helm: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let text = String::from_utf8(output.stdout)?;
-        let mut chart = Self { objects: Vec::new(), hooks: Vec::new() };
+        let mut chart = Self {
+            objects: Vec::new(),
+            hooks: Vec::new(),
+        };
         for document in serde_yaml::Deserializer::from_str(&text) {
             let object = Value::deserialize(document)?;
             if object.is_null() {
                 continue;
             }
             let hook = !object["metadata"]["annotations"]["helm.sh/hook"].is_null();
-            if hook { chart.hooks.push(object) } else { chart.objects.push(object) }
+            if hook {
+                chart.hooks.push(object)
+            } else {
+                chart.objects.push(object)
+            }
         }
         Ok(chart)
     }
 
     /// The objects of some kinds, or of all others, as one YAML stream.
     pub fn manifests(&self, choose: impl Fn(&str) -> bool) -> anyhow::Result<String> {
-        let chosen = self.objects.iter().filter(|object| choose(object["kind"].as_str().unwrap_or_default()));
-        chosen.map(|object| Ok(format!("---\n{}", serde_json::to_string(object)?) + "\n")).collect()
+        let chosen = self
+            .objects
+            .iter()
+            .filter(|object| choose(object["kind"].as_str().unwrap_or_default()));
+        chosen
+            .map(|object| Ok(format!("---\n{}", serde_json::to_string(object)?) + "\n"))
+            .collect()
     }
 
     /// Arguments and environment of a Deployment's or DaemonSet's container, with the
     /// downward API resolved from `fields`.
-    pub fn container(&self, name: &str, fields: &BTreeMap<&str, String>) -> anyhow::Result<Started> {
+    pub fn container(
+        &self,
+        name: &str,
+        fields: &BTreeMap<&str, String>,
+    ) -> anyhow::Result<Started> {
         let object = self
             .objects
             .iter()
             .find(|o| {
-                o["metadata"]["name"] == name && matches!(o["kind"].as_str(), Some("Deployment" | "DaemonSet"))
+                o["metadata"]["name"] == name
+                    && matches!(o["kind"].as_str(), Some("Deployment" | "DaemonSet"))
             })
             .with_context(|| format!("the chart has no {name}"))?;
         let container = &object["spec"]["template"]["spec"]["containers"][0];
@@ -63,16 +91,28 @@ impl Chart {
             let key = variable["name"].as_str().unwrap_or_default().to_owned();
             let field = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
             let value = match field {
-                Some(field) => fields.get(field).with_context(|| format!("no value for {field}"))?.clone(),
+                Some(field) => fields
+                    .get(field)
+                    .with_context(|| format!("no value for {field}"))?
+                    .clone(),
                 None => variable["value"].as_str().unwrap_or_default().to_owned(),
             };
             env.insert(key, value);
         }
         let expand = |text: &str| {
-            env.iter().fold(text.to_owned(), |text, (key, value)| text.replace(&format!("$({key})"), value))
+            env.iter().fold(text.to_owned(), |text, (key, value)| {
+                text.replace(&format!("$({key})"), value)
+            })
         };
-        let args = container["args"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        Ok(Started { args: args.map(expand).collect(), env })
+        let args = container["args"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
+        Ok(Started {
+            args: args.map(expand).collect(),
+            env,
+        })
     }
 }
 

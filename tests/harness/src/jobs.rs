@@ -22,10 +22,18 @@ pub struct Generate {
 }
 
 impl Generate {
-    pub const SMALL: Self = Self { model: "sd1.5", size: 512, steps: 20, images: 2 };
+    pub const SMALL: Self = Self {
+        model: "sd1.5",
+        size: 512,
+        steps: 20,
+        images: 2,
+    };
 
     /// Enough pictures that loading the model hardly counts.
-    pub const BIG: Self = Self { images: 12, ..Self::SMALL };
+    pub const BIG: Self = Self {
+        images: 12,
+        ..Self::SMALL
+    };
 
     /// A Job that generates, on an A100.
     pub fn job(&self, name: &str) -> Value {
@@ -34,7 +42,10 @@ impl Generate {
 
     /// A Job whose pod finds no node: it holds its place in the budget and burns nothing.
     pub fn placeholder(&self, name: &str) -> Value {
-        self.job_on(name, &json!({ "nvidia.com/gpu.product": A100, "no-such": "node" }))
+        self.job_on(
+            name,
+            &json!({ "nvidia.com/gpu.product": A100, "no-such": "node" }),
+        )
     }
 
     /// A Job for nodes with some labels.
@@ -96,7 +107,12 @@ pub fn plain_job(name: &str) -> Value {
 }
 
 /// An API of one of our own kinds.
-pub fn ours(client: &Client, namespace: Option<&str>, kind: &str, plural: &str) -> Api<DynamicObject> {
+pub fn ours(
+    client: &Client,
+    namespace: Option<&str>,
+    kind: &str,
+    plural: &str,
+) -> Api<DynamicObject> {
     let gvk = GroupVersionKind::gvk("jouleward.dev", "v1alpha1", kind);
     let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
     match namespace {
@@ -110,7 +126,12 @@ pub fn budgets(client: &Client, namespace: &str) -> Api<DynamicObject> {
 }
 
 pub fn reservations(client: &Client, namespace: &str) -> Api<DynamicObject> {
-    ours(client, Some(namespace), "CarbonReservation", "carbonreservations")
+    ours(
+        client,
+        Some(namespace),
+        "CarbonReservation",
+        "carbonreservations",
+    )
 }
 
 pub fn laws(client: &Client) -> Api<DynamicObject> {
@@ -127,33 +148,55 @@ pub async fn namespace(client: &Client, name: &str) -> anyhow::Result<()> {
     let namespace = serde_json::from_value(json!({ "metadata": { "name": name } }))?;
     api.create(&PostParams::default(), &namespace).await?;
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), name);
-    eventually("the namespace's default account", Duration::from_secs(30), || async {
-        Ok(accounts.get_opt("default").await?.map(|_| ()))
-    })
+    eventually(
+        "the namespace's default account",
+        Duration::from_secs(30),
+        || async { Ok(accounts.get_opt("default").await?.map(|_| ())) },
+    )
     .await
 }
 
 /// Creates a budget, and waits until the controller keeps it and its namespace is
 /// labelled with the mode.
-pub async fn budget(client: &Client, namespace: &str, name: &str, spec: Value) -> anyhow::Result<()> {
+pub async fn budget(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    spec: Value,
+) -> anyhow::Result<()> {
     let object: DynamicObject = serde_json::from_value(json!({
         "apiVersion": "jouleward.dev/v1alpha1", "kind": "CarbonBudget",
         "metadata": { "name": name }, "spec": spec,
     }))?;
-    budgets(client, namespace).create(&PostParams::default(), &object).await?;
+    budgets(client, namespace)
+        .create(&PostParams::default(), &object)
+        .await?;
     kept(client, namespace, name).await
 }
 
 /// Waits until the controller has taken in a budget's present spec.
 pub async fn kept(client: &Client, namespace: &str, name: &str) -> anyhow::Result<()> {
-    eventually(&format!("budget {namespace}/{name} is kept"), Duration::from_secs(30), || async {
-        let budget = budgets(client, namespace).get(name).await?;
-        let mode = budget.data["spec"]["mode"].as_str().unwrap_or("Audit").to_lowercase();
-        let kept = budget.data["status"]["observedGeneration"].as_i64() == budget.metadata.generation;
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        let labelled = namespaces.get(namespace).await?.labels().get("jouleward.dev/mode") == Some(&mode);
-        Ok((kept && labelled).then_some(()))
-    })
+    eventually(
+        &format!("budget {namespace}/{name} is kept"),
+        Duration::from_secs(30),
+        || async {
+            let budget = budgets(client, namespace).get(name).await?;
+            let mode = budget.data["spec"]["mode"]
+                .as_str()
+                .unwrap_or("Audit")
+                .to_lowercase();
+            let kept =
+                budget.data["status"]["observedGeneration"].as_i64() == budget.metadata.generation;
+            let namespaces: Api<Namespace> = Api::all(client.clone());
+            let labelled = namespaces
+                .get(namespace)
+                .await?
+                .labels()
+                .get("jouleward.dev/mode")
+                == Some(&mode);
+            Ok((kept && labelled).then_some(()))
+        },
+    )
     .await?;
     // The webhook's own watch, a moment behind.
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -162,15 +205,21 @@ pub async fn kept(client: &Client, namespace: &str, name: &str) -> anyhow::Resul
 
 pub async fn create_job(client: &Client, namespace: &str, job: &Value) -> Result<Job, kube::Error> {
     let job = serde_json::from_value(job.clone()).map_err(kube::Error::SerdeError)?;
-    jobs(client, namespace).create(&PostParams::default(), &job).await
+    jobs(client, namespace)
+        .create(&PostParams::default(), &job)
+        .await
 }
 
 /// Waits until a job is no longer suspended.
 pub async fn released(client: &Client, namespace: &str, name: &str) -> anyhow::Result<Job> {
-    eventually(&format!("job {namespace}/{name} is released"), Duration::from_secs(30), || async {
-        let job = jobs(client, namespace).get(name).await?;
-        Ok((!is_suspended(&job)).then_some(job))
-    })
+    eventually(
+        &format!("job {namespace}/{name} is released"),
+        Duration::from_secs(30),
+        || async {
+            let job = jobs(client, namespace).get(name).await?;
+            Ok((!is_suspended(&job)).then_some(job))
+        },
+    )
     .await
 }
 
@@ -183,9 +232,16 @@ pub fn is_held(job: &Job) -> bool {
 }
 
 /// Merges a patch into a budget's spec and waits until it is kept.
-pub async fn amend(client: &Client, namespace: &str, name: &str, spec: Value) -> anyhow::Result<()> {
+pub async fn amend(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    spec: Value,
+) -> anyhow::Result<()> {
     let patch = kube::api::Patch::Merge(json!({ "spec": spec }));
-    budgets(client, namespace).patch(name, &kube::api::PatchParams::default(), &patch).await?;
+    budgets(client, namespace)
+        .patch(name, &kube::api::PatchParams::default(), &patch)
+        .await?;
     kept(client, namespace, name).await
 }
 
@@ -199,40 +255,71 @@ pub async fn price(client: &Client, namespace: &str, ask: &Generate) -> anyhow::
     .await?;
     remove_job(client, namespace, "price").await?;
     settled(client, namespace, &uid).await?;
-    Ok(reservation.data["spec"]["reservedMilligrams"].as_i64().unwrap_or(0))
+    Ok(reservation.data["spec"]["reservedMilligrams"]
+        .as_i64()
+        .unwrap_or(0))
 }
 
 /// Deletes a job and its pods.
 pub async fn remove_job(client: &Client, namespace: &str, name: &str) -> anyhow::Result<()> {
-    jobs(client, namespace).delete(name, &kube::api::DeleteParams::background()).await?;
+    jobs(client, namespace)
+        .delete(name, &kube::api::DeleteParams::background())
+        .await?;
     Ok(())
 }
 
 /// The reservation of a workload by UID, once it is there.
-pub async fn reservation_of(client: &Client, namespace: &str, uid: &str) -> anyhow::Result<Option<DynamicObject>> {
-    let list = reservations(client, namespace).list(&ListParams::default()).await?;
-    Ok(list.into_iter().find(|r| r.data["spec"]["workload"]["uid"] == uid))
+pub async fn reservation_of(
+    client: &Client,
+    namespace: &str,
+    uid: &str,
+) -> anyhow::Result<Option<DynamicObject>> {
+    let list = reservations(client, namespace)
+        .list(&ListParams::default())
+        .await?;
+    Ok(list
+        .into_iter()
+        .find(|r| r.data["spec"]["workload"]["uid"] == uid))
 }
 
 /// Waits until a workload's reservation is settled.
 pub async fn settled(client: &Client, namespace: &str, uid: &str) -> anyhow::Result<DynamicObject> {
-    eventually(&format!("the reservation of {uid} is settled"), Duration::from_secs(60), || async {
-        let reservation = reservation_of(client, namespace, uid).await?;
-        Ok(reservation.filter(|r| r.data["status"]["settled"] == true))
-    })
+    eventually(
+        &format!("the reservation of {uid} is settled"),
+        Duration::from_secs(60),
+        || async {
+            let reservation = reservation_of(client, namespace, uid).await?;
+            Ok(reservation.filter(|r| r.data["status"]["settled"] == true))
+        },
+    )
     .await
 }
 
 pub async fn wait_for_crds(client: &Client) -> anyhow::Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    for plural in ["carbonbudgets", "carbonreservations", "energylaws", "diffusionmodels", "gridzones"] {
+    for plural in [
+        "carbonbudgets",
+        "carbonreservations",
+        "energylaws",
+        "diffusionmodels",
+        "gridzones",
+    ] {
         let name = format!("{plural}.jouleward.dev");
-        eventually(&format!("{name} is established"), Duration::from_secs(30), || async {
-            let crd = api.get(&name).await?;
-            let conditions = crd.status.and_then(|status| status.conditions).unwrap_or_default();
-            let established = conditions.iter().any(|c| c.type_ == "Established" && c.status == "True");
-            Ok(established.then_some(()))
-        })
+        eventually(
+            &format!("{name} is established"),
+            Duration::from_secs(30),
+            || async {
+                let crd = api.get(&name).await?;
+                let conditions = crd
+                    .status
+                    .and_then(|status| status.conditions)
+                    .unwrap_or_default();
+                let established = conditions
+                    .iter()
+                    .any(|c| c.type_ == "Established" && c.status == "True");
+                Ok(established.then_some(()))
+            },
+        )
         .await?;
     }
     Ok(())

@@ -18,7 +18,10 @@ use std::time::{Duration, Instant};
 
 /// The repository's root.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap_or_else(|_| PathBuf::from("."))
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap_or_else(|_| PathBuf::from("."))
 }
 
 /// Where cargo puts what it builds.
@@ -28,14 +31,26 @@ pub fn target() -> PathBuf {
 
 /// A file that `cargo build --workspace` makes.
 pub fn built(name: &str) -> anyhow::Result<PathBuf> {
-    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let profile = if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    };
     let path = target().join(profile).join(name);
-    anyhow::ensure!(path.exists(), "{} is not there: run `cargo build --workspace` first", path.display());
+    anyhow::ensure!(
+        path.exists(),
+        "{} is not there: run `cargo build --workspace` first",
+        path.display()
+    );
     Ok(path)
 }
 
 /// Waits until `check` gives something, looking every 50 ms.
-pub async fn eventually<T, F>(what: &str, patience: Duration, mut check: impl FnMut() -> F) -> anyhow::Result<T>
+pub async fn eventually<T, F>(
+    what: &str,
+    patience: Duration,
+    mut check: impl FnMut() -> F,
+) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<Option<T>>>,
 {

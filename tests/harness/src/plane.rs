@@ -16,9 +16,21 @@ const USERS: &[(&str, &str, &str)] = &[
     ("viewer", "viewer", "viewers"),
     ("controller-manager", "system:kube-controller-manager", ""),
     ("scheduler", "system:kube-scheduler", ""),
-    ("jouleward-controller", "system:serviceaccount:jouleward-system:jouleward-controller", SERVICE_ACCOUNTS),
-    ("jouleward-webhook", "system:serviceaccount:jouleward-system:jouleward-webhook", SERVICE_ACCOUNTS),
-    ("jouleward-uninstall", "system:serviceaccount:jouleward-system:jouleward-uninstall", SERVICE_ACCOUNTS),
+    (
+        "jouleward-controller",
+        "system:serviceaccount:jouleward-system:jouleward-controller",
+        SERVICE_ACCOUNTS,
+    ),
+    (
+        "jouleward-webhook",
+        "system:serviceaccount:jouleward-system:jouleward-webhook",
+        SERVICE_ACCOUNTS,
+    ),
+    (
+        "jouleward-uninstall",
+        "system:serviceaccount:jouleward-system:jouleward-uninstall",
+        SERVICE_ACCOUNTS,
+    ),
 ];
 const SERVICE_ACCOUNTS: &str = "system:serviceaccounts,system:serviceaccounts:jouleward-system";
 
@@ -41,15 +53,22 @@ pub fn binaries() -> anyhow::Result<PathBuf> {
         .stderr(std::process::Stdio::inherit())
         .output()
         .context("cannot run tests/plane/build.sh")?;
-    anyhow::ensure!(output.status.success(), "tests/plane/build.sh failed; is Go 1.26 on the PATH?");
+    anyhow::ensure!(
+        output.status.success(),
+        "tests/plane/build.sh failed; is Go 1.26 on the PATH?"
+    );
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
 
 fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     // Held together, so that none is given twice.
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    listeners.iter().map(|l| Ok(l.local_addr()?.port())).collect()
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .collect::<Result<_, _>>()?;
+    listeners
+        .iter()
+        .map(|l| Ok(l.local_addr()?.port()))
+        .collect()
 }
 
 impl Plane {
@@ -58,13 +77,20 @@ impl Plane {
     pub async fn start(folder: &Path) -> anyhow::Result<Self> {
         let binaries = binaries()?;
         let ports = free_ports(5)?;
-        let [client, peer, api, kcm, scheduler] = ports[..] else { anyhow::bail!("no free ports") };
+        let [client, peer, api, kcm, scheduler] = ports[..] else {
+            anyhow::bail!("no free ports")
+        };
         for sub in ["logs", "etcd", "certs", "kubeconfig"] {
             std::fs::create_dir_all(folder.join(sub))?;
         }
         let url = format!("https://127.0.0.1:{api}");
-        let mut plane =
-            Self { folder: folder.to_path_buf(), binaries, url, processes: Vec::new(), keep: false };
+        let mut plane = Self {
+            folder: folder.to_path_buf(),
+            binaries,
+            url,
+            processes: Vec::new(),
+            keep: false,
+        };
         plane.write_users()?;
         plane.make_key()?;
         plane.etcd(client, peer)?;
@@ -77,7 +103,12 @@ impl Plane {
 
     fn spawn(&mut self, component: &str, args: &[String]) -> anyhow::Result<()> {
         let mut command = Command::new(self.binaries.join("plane"));
-        command.arg(component).args(args).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", &self.folder);
+        command
+            .arg(component)
+            .args(args)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", &self.folder);
         // Fewer threads: a test machine has two cores.
         command.env("GOMAXPROCS", "2").env("GOGC", "200");
         let process = Process::start(component, &self.folder.join("logs"), &mut command)?;
@@ -90,7 +121,10 @@ impl Plane {
     }
 
     fn etcd(&mut self, client: u16, peer: u16) -> anyhow::Result<()> {
-        let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let (client, peer) = (
+            format!("http://127.0.0.1:{client}"),
+            format!("http://127.0.0.1:{peer}"),
+        );
         let args = [
             format!("--data-dir={}", self.path("etcd")),
             format!("--listen-client-urls={client}"),
@@ -128,8 +162,14 @@ impl Plane {
 
     fn managers(&mut self, kcm: u16, scheduler: u16) -> anyhow::Result<()> {
         let mut args = vec![
-            format!("--kubeconfig={}", self.kubeconfig("controller-manager").display()),
-            format!("--service-account-private-key-file={}", self.path("service-account.key")),
+            format!(
+                "--kubeconfig={}",
+                self.kubeconfig("controller-manager").display()
+            ),
+            format!(
+                "--service-account-private-key-file={}",
+                self.path("service-account.key")
+            ),
             "--use-service-account-credentials=true".to_owned(),
             "--leader-elect=false".to_owned(),
             "--bind-address=127.0.0.1".to_owned(),
@@ -220,19 +260,36 @@ impl Plane {
 
     /// Applies manifests as the administrator.
     pub fn apply(&self, manifests: &str) -> anyhow::Result<()> {
-        let said = self.kubectl("admin", &["apply", "--server-side", "--force-conflicts", "-f", "-"], Some(manifests))?;
+        let said = self.kubectl(
+            "admin",
+            &["apply", "--server-side", "--force-conflicts", "-f", "-"],
+            Some(manifests),
+        )?;
         anyhow::ensure!(said.ok, "kubectl apply: {}", said.err);
         Ok(())
     }
 
     async fn ready(&mut self) -> anyhow::Result<()> {
         let client = self.client("admin").await?;
-        eventually("the API server's /readyz", Duration::from_secs(90), || async {
-            let request = http_get("/readyz");
-            Ok(client.request_text(request).await.ok().filter(|text| text == "ok"))
-        })
+        eventually(
+            "the API server's /readyz",
+            Duration::from_secs(90),
+            || async {
+                let request = http_get("/readyz");
+                Ok(client
+                    .request_text(request)
+                    .await
+                    .ok()
+                    .filter(|text| text == "ok"))
+            },
+        )
         .await
-        .with_context(|| format!("see {}", self.folder.join("logs/kube-apiserver.log").display()))?;
+        .with_context(|| {
+            format!(
+                "see {}",
+                self.folder.join("logs/kube-apiserver.log").display()
+            )
+        })?;
         Ok(())
     }
 
@@ -257,9 +314,11 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: viewers}]
         let client = self.client("admin").await?;
         let accounts: kube::Api<k8s_openapi::api::core::v1::ServiceAccount> =
             kube::Api::namespaced(client, "jouleward-system");
-        eventually("the controller manager's first work", Duration::from_secs(60), || async {
-            Ok(accounts.get_opt("default").await?)
-        })
+        eventually(
+            "the controller manager's first work",
+            Duration::from_secs(60),
+            || async { Ok(accounts.get_opt("default").await?) },
+        )
         .await?;
         Ok(())
     }

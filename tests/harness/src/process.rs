@@ -20,10 +20,20 @@ impl Process {
     pub fn start(name: &str, folder: &Path, command: &mut Command) -> anyhow::Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log)?;
-        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        let child = command.spawn().with_context(|| format!("cannot start {name}: {command:?}"))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out);
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {name}: {command:?}"))?;
         let watchdog = watchdog(child.id())?;
-        Ok(Self { name: name.to_owned(), log, child, watchdog: Some(watchdog) })
+        Ok(Self {
+            name: name.to_owned(),
+            log,
+            child,
+            watchdog: Some(watchdog),
+        })
     }
 
     /// Lets the process live on after this one.
@@ -60,7 +70,9 @@ impl Process {
 
     /// SIGSTOP or SIGCONT: a process that stands still.
     pub fn signal(&self, name: &str) {
-        let _ = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        let _ = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status();
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -84,6 +96,9 @@ fn watchdog(id: u32) -> anyhow::Result<Child> {
     let script = "cat >/dev/null; kill -9 \"$0\" 2>/dev/null";
     let mut command = Command::new("sh");
     command.args(["-c", script, &id.to_string()]);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.spawn().context("cannot start a watchdog")
 }

@@ -71,7 +71,13 @@ impl Stack {
         let client = plane.client("admin").await?;
         crate::jobs::wait_for_crds(&client).await?;
         plane.apply(&chart.manifests(|kind| kind != "CustomResourceDefinition")?)?;
-        Ok(Self { plane, chart, client, nodes: Vec::new(), network })
+        Ok(Self {
+            plane,
+            chart,
+            client,
+            nodes: Vec::new(),
+            network,
+        })
     }
 
     pub fn address(&self, host: u8) -> String {
@@ -83,27 +89,46 @@ impl Stack {
     }
 
     /// Starts one of the chart's containers as a process.
-    pub fn run(&self, part: &str, name: &str, host: u8, extra: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Process> {
+    pub fn run(
+        &self,
+        part: &str,
+        name: &str,
+        host: u8,
+        extra: &[&str],
+        env: &[(&str, &str)],
+    ) -> anyhow::Result<Process> {
         let fields = BTreeMap::from([
             ("metadata.namespace", "jouleward-system".to_owned()),
             ("metadata.name", name.to_owned()),
             ("status.podIP", self.address(host)),
             ("spec.nodeName", name.to_owned()),
         ]);
-        let started = self.chart.container(&format!("jouleward-{part}"), &fields)?;
+        let started = self
+            .chart
+            .container(&format!("jouleward-{part}"), &fields)?;
         let mut command = Command::new(built("jouleward")?);
         command.args(&started.args).args(extra).envs(&started.env);
         if part == "exporter" {
             command.env_remove("KUBECONFIG");
         } else {
-            command.env("KUBECONFIG", self.plane.kubeconfig(&format!("jouleward-{part}")));
+            command.env(
+                "KUBECONFIG",
+                self.plane.kubeconfig(&format!("jouleward-{part}")),
+            );
         }
-        command.env("JOULEWARD_LOG", "info,jouleward=debug").envs(env.iter().copied());
+        command
+            .env("JOULEWARD_LOG", "info,jouleward=debug")
+            .envs(env.iter().copied());
         Process::start(name, &self.logs(), &mut command)
     }
 
     /// The controller, replica `n`.
-    pub fn controller(&self, n: u8, extra: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Process> {
+    pub fn controller(
+        &self,
+        n: u8,
+        extra: &[&str],
+        env: &[(&str, &str)],
+    ) -> anyhow::Result<Process> {
         self.run("controller", &format!("controller-{n}"), 10 + n, extra, env)
     }
 
@@ -114,10 +139,14 @@ impl Stack {
     /// Waits until a part says it is ready.
     pub async fn ready(&self, host: u8, port: u16) -> anyhow::Result<()> {
         let address = format!("{}:{port}", self.address(host));
-        eventually(&format!("{address}/readyz"), Duration::from_secs(30), || async {
-            let (status, _) = get(&address, "/readyz", "text/plain").await?;
-            Ok((status == 200).then_some(()))
-        })
+        eventually(
+            &format!("{address}/readyz"),
+            Duration::from_secs(30),
+            || async {
+                let (status, _) = get(&address, "/readyz", "text/plain").await?;
+                Ok((status == 200).then_some(()))
+            },
+        )
         .await
     }
 
@@ -128,7 +157,10 @@ impl Stack {
         let state = self.plane.folder.join(name);
         std::fs::create_dir_all(&state)?;
         let mut command = Command::new(built("simnode")?);
-        command.args(["--name", name, "--ip", &ip, "--product", &options.product]).arg("--state").arg(&state);
+        command
+            .args(["--name", name, "--ip", &ip, "--product", &options.product])
+            .arg("--state")
+            .arg(&state);
         for (flag, value) in [
             ("--gpus", options.gpus.to_string()),
             ("--replicas", options.replicas.to_string()),
@@ -141,12 +173,20 @@ impl Stack {
         command.env("KUBECONFIG", self.plane.kubeconfig("admin"));
         let node = Process::start(name, &self.logs(), &mut command)?;
         let socket = state.join("kubelet.sock");
-        eventually("the simulated kubelet's socket", Duration::from_secs(20), || async {
-            Ok(socket.exists().then_some(()))
-        })
+        eventually(
+            "the simulated kubelet's socket",
+            Duration::from_secs(20),
+            || async { Ok(socket.exists().then_some(())) },
+        )
         .await?;
         let exporter = self.exporter(name, host, &state)?;
-        self.nodes.push(SimulatedNode { name: name.to_owned(), ip, state, node, exporter });
+        self.nodes.push(SimulatedNode {
+            name: name.to_owned(),
+            ip,
+            state,
+            node,
+            exporter,
+        });
         self.ready(host, 9402).await
     }
 
@@ -163,7 +203,13 @@ impl Stack {
         ];
         let extra: Vec<&str> = extra.iter().map(String::as_str).collect();
         let scenario = text(state.join("scenario.json"));
-        self.run("exporter", &format!("exporter-{node}"), host, &extra, &[("NVML_SIM_SCENARIO", &scenario)])
+        self.run(
+            "exporter",
+            &format!("exporter-{node}"),
+            host,
+            &extra,
+            &[("NVML_SIM_SCENARIO", &scenario)],
+        )
     }
 
     /// What simulated pods truly burned, by UID: joules.
@@ -184,8 +230,9 @@ pub async fn get(address: &str, path: &str, accept: &str) -> anyhow::Result<(u16
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let exchange = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
@@ -193,6 +240,10 @@ pub async fn get(address: &str, path: &str, accept: &str) -> anyhow::Result<(u16
     };
     let answer = tokio::time::timeout(Duration::from_secs(5), exchange).await??;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    let status = head
+        .split_whitespace()
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .unwrap_or(0);
     Ok((status, body.to_owned()))
 }

@@ -88,7 +88,9 @@ const _: () = assert!(size_of::<Sample>() == 16);
 pub fn with(device: Device, call: &str, answer: impl FnOnce(&Gpu, u64) -> u32) -> u32 {
     checked(call, |scenario| {
         let index = (device as usize).wrapping_sub(1);
-        let Some(gpu) = scenario.gpus.get(index) else { return INVALID_ARGUMENT };
+        let Some(gpu) = scenario.gpus.get(index) else {
+            return INVALID_ARGUMENT;
+        };
         let now = clock::now();
         let fault = gpu
             .faults
@@ -100,7 +102,9 @@ pub fn with(device: Device, call: &str, answer: impl FnOnce(&Gpu, u64) -> u32) -
 
 /// Runs a call that takes no GPU.
 pub fn checked(call: &str, answer: impl FnOnce(&Arc<Scenario>) -> u32) -> u32 {
-    let Some(scenario) = clock::scenario() else { return UNKNOWN };
+    let Some(scenario) = clock::scenario() else {
+        return UNKNOWN;
+    };
     if !crate::calls_system::initialized() {
         return UNINITIALIZED;
     }

@@ -9,7 +9,11 @@ const FIELD_POWER_AVERAGE: u32 = 185;
 const FIELD_POWER_INSTANT: u32 = 186;
 const TYPE_UNSIGNED_LONG_LONG: u32 = 3;
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "watts are small and positive")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "watts are small and positive"
+)]
 fn milliwatts(watts: f64) -> u32 {
     (watts * 1000.0) as u32
 }
@@ -58,7 +62,11 @@ device_call!(nvmlDeviceGetUtilizationRates(out: *mut Utilization) => |gpu, now| 
 });
 
 #[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetMigMode(device: Device, _current: *mut u32, _pending: *mut u32) -> u32 {
+pub extern "C" fn nvmlDeviceGetMigMode(
+    device: Device,
+    _current: *mut u32,
+    _pending: *mut u32,
+) -> u32 {
     with(device, "nvmlDeviceGetMigMode", |_, _| NOT_SUPPORTED)
 }
 
@@ -117,22 +125,35 @@ pub unsafe extern "C" fn nvmlDeviceGetSamples(
         let list: Vec<Sample> = (0..)
             .map(|k| first + k * step)
             .take_while(|t| *t <= now)
-            .map(|t| Sample { time_stamp: t, value: u64::from(milliwatts(gpu.watts(t))) })
+            .map(|t| Sample {
+                time_stamp: t,
+                value: u64::from(milliwatts(gpu.watts(t))),
+            })
             .collect();
         if list.is_empty() {
             return NOT_FOUND;
         }
         unsafe {
             let code = put(value_type, 1);
-            if code != SUCCESS { code } else { put_list(count, out, list) }
+            if code != SUCCESS {
+                code
+            } else {
+                put_list(count, out, list)
+            }
         }
     })
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetFieldValues(device: Device, count: i32, out: *mut FieldValue) -> u32 {
+pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
+    device: Device,
+    count: i32,
+    out: *mut FieldValue,
+) -> u32 {
     with(device, "nvmlDeviceGetFieldValues", |gpu, now| {
-        let Ok(count) = usize::try_from(count) else { return INVALID_ARGUMENT };
+        let Ok(count) = usize::try_from(count) else {
+            return INVALID_ARGUMENT;
+        };
         if out.is_null() {
             return INVALID_ARGUMENT;
         }
@@ -140,13 +161,19 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(device: Device, count: i32, ou
             let field = unsafe { &mut *out.add(i) };
             let value = match field.id {
                 FIELD_ENERGY if !gpu.no_energy => Some(gpu.counter_mj(now)),
-                FIELD_POWER_AVERAGE | FIELD_POWER_INSTANT => Some(u64::from(milliwatts(gpu.watts(now)))),
+                FIELD_POWER_AVERAGE | FIELD_POWER_INSTANT => {
+                    Some(u64::from(milliwatts(gpu.watts(now))))
+                }
                 _ => None,
             };
             field.timestamp = i64::try_from(now).unwrap_or(i64::MAX);
             field.latency = 0;
             field.value_type = TYPE_UNSIGNED_LONG_LONG;
-            field.code = if value.is_some() { SUCCESS } else { NOT_SUPPORTED };
+            field.code = if value.is_some() {
+                SUCCESS
+            } else {
+                NOT_SUPPORTED
+            };
             field.value = value.unwrap_or(0);
         }
         SUCCESS

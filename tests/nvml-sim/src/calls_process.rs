@@ -4,7 +4,13 @@ use crate::abi::*;
 use crate::model::{RING, SAMPLE_US};
 use std::collections::BTreeMap;
 
-unsafe fn processes(device: Device, call: &str, count: *mut u32, out: *mut ProcessInfo, compute: bool) -> u32 {
+unsafe fn processes(
+    device: Device,
+    call: &str,
+    count: *mut u32,
+    out: *mut ProcessInfo,
+    compute: bool,
+) -> u32 {
     with(device, call, |gpu, now| {
         let list = gpu
             .processes
@@ -24,7 +30,11 @@ unsafe fn processes(device: Device, call: &str, count: *mut u32, out: *mut Proce
 macro_rules! process_list {
     ($name:ident, $compute:literal) => {
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name(device: Device, count: *mut u32, out: *mut ProcessInfo) -> u32 {
+        pub unsafe extern "C" fn $name(
+            device: Device,
+            count: *mut u32,
+            out: *mut ProcessInfo,
+        ) -> u32 {
             unsafe { processes(device, stringify!($name), count, out, $compute) }
         }
     };

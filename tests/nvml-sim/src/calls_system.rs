@@ -13,7 +13,9 @@ pub(crate) fn initialized() -> bool {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlInit_v2() -> u32 {
-    let Some(scenario) = clock::scenario() else { return DRIVER_NOT_LOADED };
+    let Some(scenario) = clock::scenario() else {
+        return DRIVER_NOT_LOADED;
+    };
     if let Some(code) = scenario.init_code {
         return code;
     }
@@ -52,7 +54,9 @@ pub extern "C" fn nvmlErrorString(code: u32) -> *const c_char {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlSystemGetDriverVersion(out: *mut c_char, length: u32) -> u32 {
-    checked("nvmlSystemGetDriverVersion", |s| unsafe { put_text(out, length, &s.driver_version) })
+    checked("nvmlSystemGetDriverVersion", |s| unsafe {
+        put_text(out, length, &s.driver_version)
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -64,7 +68,9 @@ pub unsafe extern "C" fn nvmlSystemGetNVMLVersion(out: *mut c_char, length: u32)
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(out: *mut i32) -> u32 {
-    checked("nvmlSystemGetCudaDriverVersion_v2", |_| unsafe { put(out, 13_000) })
+    checked("nvmlSystemGetCudaDriverVersion_v2", |_| unsafe {
+        put(out, 13_000)
+    })
 }
 
 #[unsafe(no_mangle)]

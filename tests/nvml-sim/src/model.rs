@@ -21,22 +21,39 @@ impl Process {
 impl Gpu {
     /// Watts at a moment; never above the limit's double, whatever the scenario says.
     pub fn watts(&self, t: u64) -> f64 {
-        let busy: f64 = self.processes.iter().filter(|p| p.runs_at(t)).map(|p| p.watts).sum();
+        let busy: f64 = self
+            .processes
+            .iter()
+            .filter(|p| p.runs_at(t))
+            .map(|p| p.watts)
+            .sum();
         self.idle_watts + busy
     }
 
     /// Joules burned in [from, to): the truth, without steps.
     pub fn joules(&self, from: u64, to: u64) -> f64 {
-        let busy: f64 = self.processes.iter().map(|p| p.watts * p.overlap(from, to) as f64).sum();
+        let busy: f64 = self
+            .processes
+            .iter()
+            .map(|p| p.watts * p.overlap(from, to) as f64)
+            .sum();
         (self.idle_watts * to.saturating_sub(from) as f64 + busy) / 1e6
     }
 
     /// What the counter shows: millijoules up to the last step.
     pub fn counter_mj(&self, now: u64) -> u64 {
         let t = now - now % self.step_us.max(1);
-        let reset = self.resets.iter().filter(|r| r.at_us <= t).max_by_key(|r| r.at_us);
+        let reset = self
+            .resets
+            .iter()
+            .filter(|r| r.at_us <= t)
+            .max_by_key(|r| r.at_us);
         let (origin, base) = reset.map_or((self.origin_us, self.origin_mj), |r| (r.at_us, r.to_mj));
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "energies are small and positive")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "energies are small and positive"
+        )]
         let burned = (self.joules(origin, t) * 1000.0) as u64;
         base + burned
     }
@@ -71,7 +88,13 @@ mod tests {
             origin_us: 0,
             origin_mj: 7,
             no_energy: false,
-            processes: vec![Process { pid: 1, start_us: 1_000_000, end_us: Some(3_000_000), watts: 200.0, sm_percent: 90 }],
+            processes: vec![Process {
+                pid: 1,
+                start_us: 1_000_000,
+                end_us: Some(3_000_000),
+                watts: 200.0,
+                sm_percent: 90,
+            }],
             faults: vec![],
             resets: vec![],
         }
@@ -87,7 +110,10 @@ mod tests {
     #[test]
     fn a_reset_starts_the_counter_anew() {
         let mut gpu = gpu();
-        gpu.resets.push(crate::scenario::Reset { at_us: 2_000_000, to_mj: 0 });
+        gpu.resets.push(crate::scenario::Reset {
+            at_us: 2_000_000,
+            to_mj: 0,
+        });
         assert_eq!(gpu.counter_mj(2_500_000), 125_000);
     }
 
@@ -95,9 +121,19 @@ mod tests {
     fn samples_meet_each_share_of_time() {
         let mut gpu = gpu();
         gpu.processes = [(1, 60), (2, 20)]
-            .map(|(pid, sm_percent)| Process { pid, start_us: 0, end_us: None, watts: 1.0, sm_percent })
+            .map(|(pid, sm_percent)| Process {
+                pid,
+                start_us: 0,
+                end_us: None,
+                watts: 1.0,
+                sm_percent,
+            })
             .to_vec();
-        let count = |pid| (0..1000).filter(|k| gpu.sampled(*k).is_some_and(|p| p.pid == pid)).count();
+        let count = |pid| {
+            (0..1000)
+                .filter(|k| gpu.sampled(*k).is_some_and(|p| p.pid == pid))
+                .count()
+        };
         assert!((595..=605).contains(&count(1)) && (195..=205).contains(&count(2)));
     }
 }

@@ -88,13 +88,17 @@ impl Gpus {
     }
 
     pub(crate) fn lock(&self) -> anyhow::Result<MutexGuard<'_, State>> {
-        self.0.lock().map_err(|_| anyhow::anyhow!("the state's lock is poisoned"))
+        self.0
+            .lock()
+            .map_err(|_| anyhow::anyhow!("the state's lock is poisoned"))
     }
 }
 
 /// A stable number of a name, for UUIDs.
 fn crc(name: &str) -> u32 {
-    name.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    name.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 impl State {
@@ -110,7 +114,9 @@ impl State {
         count: usize,
         burn: Option<Burn>,
     ) -> anyhow::Result<bool> {
-        let Some(devices) = self.free(count) else { return Ok(false) };
+        let Some(devices) = self.free(count) else {
+            return Ok(false);
+        };
         self.next_pid += 1;
         let (pid, from) = (self.next_pid, now_us());
         let mut gpus: Vec<usize> = devices.iter().map(|(gpu, _)| *gpu).collect();
@@ -119,7 +125,13 @@ impl State {
             let mut begin = from;
             for (seconds, watts, sm_percent) in phases(burn) {
                 let end = seconds.map(|s| begin + micros(s));
-                let process = Process { pid, start_us: begin, end_us: end, watts, sm_percent };
+                let process = Process {
+                    pid,
+                    start_us: begin,
+                    end_us: end,
+                    watts,
+                    sm_percent,
+                };
                 self.scenario.gpus[*gpu].processes.push(process);
                 begin = end.unwrap_or(begin);
             }
@@ -128,8 +140,18 @@ impl State {
         self.write()?;
         let until_us = burn.map(|b| from + micros(b.load_seconds) + micros(b.seconds));
         let devices = devices.into_iter().map(|(_, id)| id).collect();
-        let (namespace, pod, container) = (namespace.to_owned(), pod.to_owned(), container.to_owned());
-        let allocation = Allocation { namespace, pod, container, devices, gpus, pid, from_us: from, until_us };
+        let (namespace, pod, container) =
+            (namespace.to_owned(), pod.to_owned(), container.to_owned());
+        let allocation = Allocation {
+            namespace,
+            pod,
+            container,
+            devices,
+            gpus,
+            pid,
+            from_us: from,
+            until_us,
+        };
         self.held.insert(uid.to_owned(), allocation);
         Ok(true)
     }
@@ -137,10 +159,14 @@ impl State {
     fn free(&self, count: usize) -> Option<Vec<(usize, String)>> {
         let taken = |id: &String| self.held.values().any(|a| a.devices.contains(id));
         let all = (0..self.replicas).flat_map(|replica| {
-            self.scenario.gpus.iter().enumerate().map(move |(index, gpu)| match self.replicas {
-                1 => (index, gpu.uuid.clone()),
-                _ => (index, format!("{}::{replica}", gpu.uuid)),
-            })
+            self.scenario
+                .gpus
+                .iter()
+                .enumerate()
+                .map(move |(index, gpu)| match self.replicas {
+                    1 => (index, gpu.uuid.clone()),
+                    _ => (index, format!("{}::{replica}", gpu.uuid)),
+                })
         });
         let free: Vec<(usize, String)> = all.filter(|(_, id)| !taken(id)).take(count).collect();
         (free.len() == count).then_some(free)
@@ -157,23 +183,40 @@ impl State {
         );
         std::fs::write(process.join("cgroup"), cgroup)?;
         let zeros = "0 ".repeat(18);
-        std::fs::write(process.join("stat"), format!("{pid} (python3 (gen)) R {zeros}{} 0\n", now_us() / 10_000))?;
-        std::fs::create_dir_all(self.folder.join("pods").join(format!("{namespace}_{pod}_{uid}")))?;
+        std::fs::write(
+            process.join("stat"),
+            format!("{pid} (python3 (gen)) R {zeros}{} 0\n", now_us() / 10_000),
+        )?;
+        std::fs::create_dir_all(
+            self.folder
+                .join("pods")
+                .join(format!("{namespace}_{pod}_{uid}")),
+        )?;
         Ok(())
     }
 
     /// Ends a pod's process and takes its devices back; writes down what it truly burned.
     pub(crate) fn stop(&mut self, uid: &str) -> anyhow::Result<()> {
-        let Some(held) = self.held.remove(uid) else { return Ok(()) };
+        let Some(held) = self.held.remove(uid) else {
+            return Ok(());
+        };
         let now = now_us();
         for gpu in &held.gpus {
-            for process in self.scenario.gpus[*gpu].processes.iter_mut().filter(|p| p.pid == held.pid) {
+            for process in self.scenario.gpus[*gpu]
+                .processes
+                .iter_mut()
+                .filter(|p| p.pid == held.pid)
+            {
                 process.end_us = Some(process.end_us.unwrap_or(now).min(now).max(process.start_us));
             }
         }
         self.write()?;
         let _ = std::fs::remove_dir_all(self.folder.join("proc").join(held.pid.to_string()));
-        let joules: f64 = held.gpus.iter().map(|gpu| self.own_joules(*gpu, &held, now)).sum();
+        let joules: f64 = held
+            .gpus
+            .iter()
+            .map(|gpu| self.own_joules(*gpu, &held, now))
+            .sum();
         let truth = Truth {
             uid,
             namespace: &held.namespace,
@@ -181,7 +224,10 @@ impl State {
             joules,
             seconds: (now - held.from_us) as f64 / 1e6,
         };
-        append(&self.folder.join("truth.jsonl"), &serde_json::to_string(&truth)?)
+        append(
+            &self.folder.join("truth.jsonl"),
+            &serde_json::to_string(&truth)?,
+        )
     }
 
     /// Its own processes, and its share by replicas of the idle power.
@@ -190,7 +236,11 @@ impl State {
         let mut alone = gpu.clone();
         alone.processes.retain(|p| p.pid == held.pid);
         alone.idle_watts = 0.0;
-        let replicas = held.devices.iter().filter(|id| id.starts_with(&gpu.uuid)).count();
+        let replicas = held
+            .devices
+            .iter()
+            .filter(|id| id.starts_with(&gpu.uuid))
+            .count();
         let idle = gpu.idle_watts * (now - held.from_us) as f64 / 1e6;
         alone.joules(held.from_us, now) + idle * replicas as f64 / self.replicas as f64
     }
@@ -199,12 +249,20 @@ impl State {
     pub(crate) fn finished(&self) -> Vec<String> {
         let now = now_us();
         let over = |a: &Allocation| a.until_us.is_some_and(|until| until <= now);
-        self.held.iter().filter(|(_, a)| over(a)).map(|(uid, _)| uid.clone()).collect()
+        self.held
+            .iter()
+            .filter(|(_, a)| over(a))
+            .map(|(uid, _)| uid.clone())
+            .collect()
     }
 
     /// The kubelet removes a pod's logs with the pod.
     pub(crate) fn forget(&self, uid: &str, namespace: &str, pod: &str) {
-        let _ = std::fs::remove_dir_all(self.folder.join("pods").join(format!("{namespace}_{pod}_{uid}")));
+        let _ = std::fs::remove_dir_all(
+            self.folder
+                .join("pods")
+                .join(format!("{namespace}_{pod}_{uid}")),
+        );
     }
 }
 
@@ -219,12 +277,19 @@ fn phases(burn: Option<Burn>) -> Vec<(Option<f64>, f64, u32)> {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds of a short job")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "seconds of a short job"
+)]
 fn micros(seconds: f64) -> u64 {
     (seconds * 1e6) as u64
 }
 
 fn append(path: &Path, line: &str) -> anyhow::Result<()> {
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)?;
     Ok(writeln!(file, "{line}")?)
 }

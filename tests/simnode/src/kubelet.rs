@@ -6,9 +6,9 @@ use crate::gpus::Gpus;
 use crate::truth::{Job, luck};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::runtime::watcher::{self, Event};
-use kube::ResourceExt;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -27,7 +27,12 @@ pub(crate) async fn run(client: kube::Client, args: Args, gpus: Gpus) -> anyhow:
     let api: Api<Pod> = Api::all(client.clone());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", args.name));
     let mut events = std::pin::pin!(watcher::watcher(api, config));
-    let mut kubelet = Kubelet { client, args, gpus, pods: HashMap::new() };
+    let mut kubelet = Kubelet {
+        client,
+        args,
+        gpus,
+        pods: HashMap::new(),
+    };
     let mut clock = tokio::time::interval(Duration::from_millis(20));
     loop {
         tokio::select! {
@@ -57,28 +62,42 @@ impl Kubelet {
 
     /// Ends what is over, and starts what had to wait for a device.
     async fn tick(&mut self) {
-        let finished = self.gpus.lock().map(|state| state.finished()).unwrap_or_default();
+        let finished = self
+            .gpus
+            .lock()
+            .map(|state| state.finished())
+            .unwrap_or_default();
         for uid in finished {
             if let Ok(mut state) = self.gpus.lock() {
                 let _ = state.stop(&uid);
             }
             self.report(&uid, "Succeeded").await;
         }
-        let waiting: Vec<String> =
-            self.pods.iter().filter(|(_, pod)| phase(pod) == "Pending").map(|(uid, _)| uid.clone()).collect();
+        let waiting: Vec<String> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| phase(pod) == "Pending")
+            .map(|(uid, _)| uid.clone())
+            .collect();
         for uid in waiting {
             self.act(&uid).await;
         }
     }
 
     async fn act(&mut self, uid: &str) {
-        let Some(pod) = self.pods.get(uid).cloned() else { return };
+        let Some(pod) = self.pods.get(uid).cloned() else {
+            return;
+        };
         if pod.metadata.deletion_timestamp.is_some() {
             if let Ok(mut state) = self.gpus.lock() {
                 let _ = state.stop(uid);
             }
-            let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-            let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+            let api: Api<Pod> =
+                Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+            let now = DeleteParams {
+                grace_period_seconds: Some(0),
+                ..DeleteParams::default()
+            };
             let _ = api.delete(&pod.name_any(), &now).await;
             return;
         }
@@ -105,24 +124,46 @@ impl Kubelet {
         });
         // A job without parameters is short work of its own kind.
         let burn = burn.or_else(|| {
-            is_job(pod).then(|| Job::from_annotations(&annotations).burn(self.args.burn, 0.0, luck, false))
+            is_job(pod)
+                .then(|| Job::from_annotations(&annotations).burn(self.args.burn, 0.0, luck, false))
         });
         let namespace = pod.namespace().unwrap_or_default();
-        let container = pod.spec.as_ref().map(|s| s.containers[0].name.clone()).unwrap_or_default();
-        let Ok(mut state) = self.gpus.lock() else { return false };
+        let container = pod
+            .spec
+            .as_ref()
+            .map(|s| s.containers[0].name.clone())
+            .unwrap_or_default();
+        let Ok(mut state) = self.gpus.lock() else {
+            return false;
+        };
         if state.held.contains_key(uid) {
             return false;
         }
-        state.start(uid, (&namespace, &pod.name_any(), &container), devices, burn).unwrap_or(false)
+        state
+            .start(
+                uid,
+                (&namespace, &pod.name_any(), &container),
+                devices,
+                burn,
+            )
+            .unwrap_or(false)
     }
 
     async fn report(&mut self, uid: &str, phase: &str) {
-        let Some(pod) = self.pods.get_mut(uid) else { return };
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let Some(pod) = self.pods.get_mut(uid) else {
+            return;
+        };
+        let now = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string();
         let status = status(pod, phase, &now, &self.args.ip.to_string());
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let api: Api<Pod> =
+            Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let patch = Patch::Merge(json!({ "status": status }));
-        if let Ok(patched) = api.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await {
+        if let Ok(patched) = api
+            .patch_status(&pod.name_any(), &PatchParams::default(), &patch)
+            .await
+        {
             *pod = patched;
         }
     }
@@ -138,25 +179,43 @@ impl Kubelet {
 }
 
 fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Pending")
+    pod.status
+        .as_ref()
+        .and_then(|s| s.phase.as_deref())
+        .unwrap_or("Pending")
 }
 
 fn is_job(pod: &Pod) -> bool {
-    pod.spec.as_ref().is_some_and(|spec| spec.restart_policy.as_deref() != Some("Always"))
+    pod.spec
+        .as_ref()
+        .is_some_and(|spec| spec.restart_policy.as_deref() != Some("Always"))
 }
 
 fn devices(pod: &Pod) -> usize {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     containers
-        .filter_map(|c| c.resources.as_ref()?.limits.as_ref()?.get(GPU)?.0.parse::<usize>().ok())
+        .filter_map(|c| {
+            c.resources
+                .as_ref()?
+                .limits
+                .as_ref()?
+                .get(GPU)?
+                .0
+                .parse::<usize>()
+                .ok()
+        })
         .sum()
 }
 
 fn status(pod: &Pod, phase: &str, now: &str, ip: &str) -> Value {
     let done = phase == "Succeeded";
-    let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(now.to_owned(), |t| {
-        t.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-    });
+    let started = pod
+        .status
+        .as_ref()
+        .and_then(|s| s.start_time.as_ref())
+        .map_or(now.to_owned(), |t| {
+            t.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+        });
     let state = if done {
         json!({ "terminated": { "exitCode": 0, "reason": "Completed", "startedAt": started, "finishedAt": now } })
     } else {

@@ -17,7 +17,10 @@ pub(crate) async fn register(client: &kube::Client, args: &Args) -> anyhow::Resu
     labels.insert("kubernetes.io/arch".into(), json!("amd64"));
     if args.gpus > 0 {
         labels.insert("nvidia.com/gpu.present".into(), json!("true"));
-        labels.insert("nvidia.com/gpu.product".into(), json!(format!("{product}{shared}")));
+        labels.insert(
+            "nvidia.com/gpu.product".into(),
+            json!(format!("{product}{shared}")),
+        );
         labels.insert("nvidia.com/gpu.count".into(), json!(args.gpus.to_string()));
     }
     let params = PatchParams::apply("simnode").force();
@@ -26,9 +29,14 @@ pub(crate) async fn register(client: &kube::Client, args: &Args) -> anyhow::Resu
         "metadata": { "name": args.name, "labels": labels },
         "spec": { "taints": [] },
     });
-    nodes.patch(&args.name, &params, &Patch::Apply(&node)).await?;
-    let capacity = json!({ "cpu": "64", "memory": "512Gi", "pods": "250", "nvidia.com/gpu": devices });
-    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    nodes
+        .patch(&args.name, &params, &Patch::Apply(&node))
+        .await?;
+    let capacity =
+        json!({ "cpu": "64", "memory": "512Gi", "pods": "250", "nvidia.com/gpu": devices });
+    let now = jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string();
     let status = json!({
         "apiVersion": "v1", "kind": "Node",
         "status": {
@@ -45,12 +53,16 @@ pub(crate) async fn register(client: &kube::Client, args: &Args) -> anyhow::Resu
             },
         },
     });
-    nodes.patch_status(&args.name, &params, &Patch::Apply(&status)).await?;
+    nodes
+        .patch_status(&args.name, &params, &Patch::Apply(&status))
+        .await?;
     untaint(&nodes, &args.name).await
 }
 
 async fn untaint(nodes: &Api<Node>, name: &str) -> anyhow::Result<()> {
     let none = json!({ "spec": { "taints": null } });
-    nodes.patch(name, &PatchParams::default(), &Patch::Merge(&none)).await?;
+    nodes
+        .patch(name, &PatchParams::default(), &Patch::Merge(&none))
+        .await?;
     Ok(())
 }

@@ -54,17 +54,26 @@ impl UnaryService<Empty> for Lister {
     type Future = std::future::Ready<Result<tonic::Response<List>, tonic::Status>>;
 
     fn call(&mut self, _: tonic::Request<Empty>) -> Self::Future {
-        let list = self.0.lock().map_err(|error| tonic::Status::internal(error.to_string())).map(|state| {
-            let pods = state.held.values().map(|held| Pod {
-                name: held.pod.clone(),
-                namespace: held.namespace.clone(),
-                containers: vec![Container {
-                    name: held.container.clone(),
-                    devices: vec![Devices { resource: "nvidia.com/gpu".to_owned(), ids: held.devices.clone() }],
-                }],
+        let list = self
+            .0
+            .lock()
+            .map_err(|error| tonic::Status::internal(error.to_string()))
+            .map(|state| {
+                let pods = state.held.values().map(|held| Pod {
+                    name: held.pod.clone(),
+                    namespace: held.namespace.clone(),
+                    containers: vec![Container {
+                        name: held.container.clone(),
+                        devices: vec![Devices {
+                            resource: "nvidia.com/gpu".to_owned(),
+                            ids: held.devices.clone(),
+                        }],
+                    }],
+                });
+                tonic::Response::new(List {
+                    pods: pods.collect(),
+                })
             });
-            tonic::Response::new(List { pods: pods.collect() })
-        });
         std::future::ready(list)
     }
 }
@@ -94,7 +103,9 @@ async fn answer(request: Request<Incoming>, lister: Lister) -> Response<tonic::b
         return tonic::Status::unimplemented("only List is served").into_http();
     }
     let request = request.map(|body| tonic::body::Body::new(body.map_err(tonic_error)));
-    Grpc::new(ProstCodec::<List, Empty>::default()).unary(lister, request).await
+    Grpc::new(ProstCodec::<List, Empty>::default())
+        .unary(lister, request)
+        .await
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "map_err hands it over")]

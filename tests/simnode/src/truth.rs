@@ -38,7 +38,8 @@ fn appetite(model: &str) -> (f64, f64) {
 impl Job {
     pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Self {
         let get = |name: &str| annotations.get(&format!("jouleward.dev/{name}"));
-        let number = |name: &str, default: f64| get(name).and_then(|v| v.parse().ok()).unwrap_or(default);
+        let number =
+            |name: &str, default: f64| get(name).and_then(|v| v.parse().ok()).unwrap_or(default);
         Self {
             model: get("model").cloned().unwrap_or_default().to_lowercase(),
             pixels: number("width", 512.0) * number("height", 512.0),
@@ -53,16 +54,25 @@ impl Job {
     pub(crate) fn burn(&self, factor: f64, noise: f64, luck: f64, lies: bool) -> Burn {
         let (floor, work) = appetite(&self.model);
         let area = self.pixels / (512.0 * 512.0);
-        let work = work * area * if self.guided { 1.0 } else { 0.5 } * if self.fp32 { 6.0 } else { 1.0 };
+        let work =
+            work * area * if self.guided { 1.0 } else { 0.5 } * if self.fp32 { 6.0 } else { 1.0 };
         let steps = self.steps * if lies { 2.0 } else { 1.0 };
         let image = steps * floor.hypot(work) + 9.0 * area;
         // The first image warms the caches up.
         let joules = image * (self.images + 0.06);
         // A sum of uniform draws is nearly normal; twelve of them have unit variance.
-        let normal: f64 = (1..=12).map(|k| (luck * 7919.0 * f64::from(k)).fract()).sum::<f64>() - 6.0;
+        let normal: f64 = (1..=12)
+            .map(|k| (luck * 7919.0 * f64::from(k)).fract())
+            .sum::<f64>()
+            - 6.0;
         let joules = joules * factor * (noise * normal).exp();
         let watts = 240.0 + 80.0 * (1.0 - (-area).exp());
-        Burn { load_seconds: 0.5, load_watts: 90.0, seconds: joules / watts, watts }
+        Burn {
+            load_seconds: 0.5,
+            load_watts: 90.0,
+            seconds: joules / watts,
+            watts,
+        }
     }
 }
 
@@ -78,7 +88,10 @@ mod tests {
     use super::*;
 
     fn job(pairs: &[(&str, &str)]) -> Job {
-        let annotations = pairs.iter().map(|(k, v)| (format!("jouleward.dev/{k}"), (*v).to_owned())).collect();
+        let annotations = pairs
+            .iter()
+            .map(|(k, v)| (format!("jouleward.dev/{k}"), (*v).to_owned()))
+            .collect();
         Job::from_annotations(&annotations)
     }
 

@@ -1,0 +1,59 @@
+# Two commands to know: `make demo` shows the loop, `make test` proves it.
+# Both install what they need beyond Rust 1.95, Go 1.26 and git.
+SHELL := bash
+CARGO ?= cargo
+
+.PHONY: help demo test check fmt clippy deny generate generated plane bench install-tools clean
+
+help: ## Show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: install-tools ## Close the loop before your eyes (KEEP=1 leaves it running)
+	@echo "demo: building Jouleward and the simulated node (a few minutes the first time)"
+	$(CARGO) build --workspace
+	@tests/plane/build.sh >/dev/null
+	$(CARGO) run -q -p harness --bin demo
+
+test: install-tools ## Run all tests
+	@echo "test: building (a few minutes the first time)"
+	$(CARGO) build --workspace --all-targets
+	@tests/plane/build.sh >/dev/null
+	@echo "test: unit, property and end-to-end tests"
+	$(CARGO) test --workspace
+
+check: fmt clippy deny generated test ## What CI runs
+
+fmt: ## Format check
+	$(CARGO) fmt --all --check
+
+clippy: ## Lints, warnings denied
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+deny: install-tools ## Licences, sources and bans of dependencies
+	@command -v cargo-deny >/dev/null || { echo "deny: installing cargo-deny (about 3 minutes)"; $(CARGO) install --locked --quiet cargo-deny@0.20.2; }
+	$(CARGO) deny --log-level error check bans licenses sources
+
+generate: ## Write CRDs, reference and manifests out of the code
+	$(CARGO) build -q --bin jouleward
+	target/debug/jouleward crds --folder crds
+	cp crds/*.yaml charts/jouleward/files/crds/
+	target/debug/jouleward reference > docs/reference.md
+	.ci/render > manifests/install.yaml
+
+generated: generate ## Fail if a generated file is not as committed
+	@git diff --exit-code --stat -- crds charts/jouleward/files/crds docs/reference.md manifests
+
+plane: install-tools ## Start a control plane, leave it running, print its KUBECONFIG
+	$(CARGO) build -q -p harness
+	@tests/plane/build.sh >/dev/null
+	target/debug/plane
+
+bench: ## Print the figures of docs/benchmarks.md
+	$(CARGO) build --release --workspace
+	$(CARGO) bench -q --bench figures
+
+install-tools:
+	@.ci/tools
+
+clean: ## Remove what was built
+	$(CARGO) clean

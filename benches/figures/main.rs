@@ -1,0 +1,20 @@
+//! `make bench`: the figures of docs/benchmarks.md, each in one run beside its baseline.
+//! Everything talks to 127.0.0.1 only, for a bounded time.
+#![expect(clippy::print_stdout, reason = "a benchmark prints")]
+#![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a benchmark that cannot run should say so and stop"
+)]
+
+mod exporter;
+mod law;
+mod webhook;
+
+fn main() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    law::run();
+    exporter::run();
+    webhook::run();
+}
