@@ -20,7 +20,7 @@ pub(crate) fn run() {
                 steps: 20,
                 guidance_scale: 7.5,
                 true_cfg_scale: 1.0,
-                precision: if n % 7 == 0 {
+                precision: if n.is_multiple_of(7) {
                     Precision::Fp32
                 } else {
                     Precision::Fp16

@@ -1,6 +1,15 @@
 //! The custom resources, and their conversion into the pure types: one path for the
 //! webhook, the controller and the command line.
 
+#![allow(
+    unreachable_pub,
+    reason = "the derive re-declares what is re-exported here"
+)]
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "a derive's attribute for each column"
+)]
+
 mod carbon_budget;
 mod condition;
 mod diffusion_model;

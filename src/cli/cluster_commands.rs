@@ -41,6 +41,7 @@ pub(super) struct Controller {
 
 /// How the leader's lease is kept.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_field_names, reason = "the flags share their prefix")]
 struct LeaseFlags {
     /// Seconds after which a lease that stood still may be taken over.
     #[arg(long, default_value_t = 6)]

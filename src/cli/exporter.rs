@@ -69,7 +69,7 @@ impl Exporter {
             kubelet_socket: self.kubelet_socket,
             pod_logs: self.pod_logs,
             proc_root: self.proc_root,
-            keep_final: Duration::from_secs(3600),
+            keep_final: Duration::from_hours(1),
             most_pods: 10_000,
         };
         Ok(exporter::run(settings, stop).await?)

@@ -1,5 +1,4 @@
 //! The command line: one file a subcommand. Errors are printed once, here.
-#![expect(clippy::print_stdout, reason = "a command line prints")]
 
 mod cluster_commands;
 mod crds;

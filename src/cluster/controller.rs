@@ -352,7 +352,7 @@ async fn hold_lease(context: Arc<Context>, stop: Stop) {
             }
             Ok(false) => context.leads_until.store(0, Ordering::Release),
             Err(error) => {
-                tracing::warn!(error = %crate::serve::telemetry::chain(&error), "the lease could not be tended")
+                tracing::warn!(error = %crate::serve::telemetry::chain(&error), "the lease could not be tended");
             }
         }
         tokio::select! {

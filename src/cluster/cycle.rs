@@ -104,10 +104,10 @@ fn note(what: &str, error: &Failure) {
     match error {
         // Lost races are the design at work.
         Failure::Conflict | Failure::NotFound => {
-            tracing::debug!(what, %error, "again in the next cycle")
+            tracing::debug!(what, %error, "again in the next cycle");
         }
         _ => {
-            tracing::warn!(what, error = %crate::serve::telemetry::chain(error), "again in the next cycle")
+            tracing::warn!(what, error = %crate::serve::telemetry::chain(error), "again in the next cycle");
         }
     }
 }

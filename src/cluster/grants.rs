@@ -457,7 +457,7 @@ fn whole(value: f64) -> i64 {
 }
 
 /// All work by UID: what a grant in flight may still belong to.
-pub(super) fn by_uid<'a>(works: &'a [Work]) -> HashMap<&'a str, &'a Work> {
+pub(super) fn by_uid(works: &[Work]) -> HashMap<&str, &Work> {
     works.iter().map(|work| (work.uid.as_str(), work)).collect()
 }
 

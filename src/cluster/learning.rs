@@ -94,7 +94,7 @@ fn observe(
         return Err("NotSucceeded");
     }
     let spec = &reservation.spec;
-    if status.pods.len() as i64 != spec.pods {
+    if i64::try_from(status.pods.len()) != Ok(spec.pods) {
         return Err("RetriedOrUnmetered");
     }
     if pods.iter().any(|(_, pod)| pod.shared) {

@@ -16,7 +16,6 @@ use hyper::StatusCode;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::Client;
-use kube::ResourceExt;
 use kube::api::Api;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::watcher::Config;
@@ -210,12 +209,7 @@ async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
             return;
         }
         let now = clock::monotonic_micros();
-        let version = context
-            .caches
-            .lease
-            .all()
-            .first()
-            .map(|version| version.to_string());
+        let version = context.caches.lease.all().first().map(ToString::to_string);
         if version != lease.0 {
             lease = (version, now);
         }
@@ -227,7 +221,7 @@ async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
                 Ok(()) => tracing::info!("serves a new certificate"),
                 // The one before stays.
                 Err(error) => {
-                    tracing::error!(error = %crate::serve::telemetry::chain(&error), "a certificate that cannot be used")
+                    tracing::error!(error = %crate::serve::telemetry::chain(&error), "a certificate that cannot be used");
                 }
             }
             served = Some(pair);
@@ -273,7 +267,7 @@ impl Context {
             vec![("webhook", webhook.to_owned())],
             seconds,
         );
-        let mut count = |kind: &str, decision: &str| {
+        let count = |kind: &str, decision: &str| {
             let labels = vec![
                 ("webhook", webhook.to_owned()),
                 ("kind", kind.to_owned()),

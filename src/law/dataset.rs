@@ -92,7 +92,9 @@ fn line_of(text: &str, byte: u64) -> u64 {
         .iter()
         .take_while(|b| matches!(b, b'\r' | b'\n'))
         .count();
-    bytes[..byte + ends].iter().filter(|b| **b == b'\n').count() as u64 + 1
+    text.get(..byte + ends)
+        .map_or(0, |before| before.matches('\n').count() as u64)
+        + 1
 }
 
 fn observe(

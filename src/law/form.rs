@@ -136,7 +136,9 @@ impl Form {
         let images = f.images * image.exp();
         let start = f.starts * value(START).exp();
         let share = images / (images + start);
-        gradient.iter_mut().for_each(|(_, slope)| *slope *= share);
+        for (_, slope) in &mut gradient {
+            *slope *= share;
+        }
         push(&mut gradient, START, 1.0 - share);
         ((images + start).ln(), gradient)
     }

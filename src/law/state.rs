@@ -174,16 +174,15 @@ impl Law {
         let mut x = vec![0.0; self.parameters.len()];
         let mut absent = 0.0;
         for (name, slope) in slopes {
-            match self.index(name) {
-                Some(i) => x[i] = *slope,
-                None => {
-                    let own = Form::own(features);
-                    let sd = own
-                        .iter()
-                        .find(|(n, _)| n == name)
-                        .map_or(0.0, |(_, b)| b.sd);
-                    absent += (slope * sd).powi(2);
-                }
+            if let Some(i) = self.index(name) {
+                x[i] = *slope;
+            } else {
+                let own = Form::own(features);
+                let sd = own
+                    .iter()
+                    .find(|(n, _)| n == name)
+                    .map_or(0.0, |(_, b)| b.sd);
+                absent += (slope * sd).powi(2);
             }
         }
         (x, absent)

@@ -42,7 +42,7 @@ fn mixed(n: usize) -> Features {
     observation(
         models[n % 3],
         [512, 768, 640][(n / 2) % 3],
-        15 + (n as u32 * 7) % 20,
+        15 + u32::try_from(n * 7 % 20).unwrap(),
         1 + (n as u64 % 4),
         true,
     )

@@ -238,7 +238,7 @@ impl Reader<'_> {
 
     fn side(&mut self, annotation: Annotation, default: u32) -> u32 {
         let side = self.number(annotation, default, 64, 8192);
-        if side % 8 != 0 {
+        if !side.is_multiple_of(8) {
             self.errors.push(error(
                 annotation,
                 self.annotations.get(annotation.name).map(String::as_str),

@@ -152,7 +152,7 @@ impl Split {
                 *(if active { &mut slot.0 } else { &mut slot.1 }) += Microjoules(part);
             }
             Payer::Reason(reason) => {
-                *self.unattributed.entry(reason).or_default() += Microjoules(part)
+                *self.unattributed.entry(reason).or_default() += Microjoules(part);
             }
         }
     }

@@ -133,7 +133,11 @@ async fn ask(kubelet: Kubelet, shared: Arc<Shared>) {
         };
         shared.listed.store(Arc::new(listed));
         tokio::time::sleep(SOONEST).await;
-        let _ = tokio::time::timeout(LATEST - SOONEST, shared.ask_kubelet.notified()).await;
+        let _ = tokio::time::timeout(
+            LATEST.saturating_sub(SOONEST),
+            shared.ask_kubelet.notified(),
+        )
+        .await;
     }
 }
 

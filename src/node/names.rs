@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 /// The folder /var/log/pods, or wherever it is mounted.
 #[derive(Debug)]
-pub struct PodNames {
+pub(super) struct PodNames {
     root: PathBuf,
     stamp: Option<SystemTime>,
     /// True once the folder was read at a time when no further change could bear the same
@@ -20,7 +20,7 @@ pub struct PodNames {
 const COARSE_US: u128 = 50_000;
 
 impl PodNames {
-    pub fn new(root: PathBuf) -> Self {
+    pub(super) fn new(root: PathBuf) -> Self {
         Self {
             root,
             stamp: None,
@@ -31,7 +31,7 @@ impl PodNames {
 
     /// Re-reads the folder where it changed, or may have; true if it did. `now` is the
     /// wall clock in µs since the Unix epoch.
-    pub fn refresh(&mut self, now: u64) -> bool {
+    pub(super) fn refresh(&mut self, now: u64) -> bool {
         let stamp = std::fs::metadata(&self.root)
             .and_then(|m| m.modified())
             .ok();
@@ -70,7 +70,7 @@ impl PodNames {
         self.by_name = found.iter().filter_map(|(_, name)| split(name)).collect();
     }
 
-    pub fn uid(&self, namespace: &str, pod: &str) -> Option<&str> {
+    pub(super) fn uid(&self, namespace: &str, pod: &str) -> Option<&str> {
         self.by_name
             .get(&(namespace.to_owned(), pod.to_owned()))
             .map(String::as_str)
@@ -79,7 +79,7 @@ impl PodNames {
 
 impl PodNames {
     /// UIDs of all pods on the node.
-    pub fn uids(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn uids(&self) -> impl Iterator<Item = &str> {
         self.by_name.values().map(String::as_str)
     }
 }

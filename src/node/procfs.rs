@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 /// Whose each process is, cached by PID and start time against PID reuse.
 #[derive(Debug)]
-pub struct Processes {
+pub(super) struct Processes {
     root: PathBuf,
     seen: HashMap<u32, Seen>,
 }
@@ -24,7 +24,7 @@ struct Seen {
 const REMEMBERED_US: u64 = 15_000_000;
 
 impl Processes {
-    pub fn new(root: PathBuf) -> Self {
+    pub(super) fn new(root: PathBuf) -> Self {
         Self {
             root,
             seen: HashMap::new(),
@@ -32,12 +32,12 @@ impl Processes {
     }
 
     /// True where the tree shows the host's processes: PID 1's cgroup can be read.
-    pub fn visible(&self) -> bool {
+    pub(super) fn visible(&self) -> bool {
         self.root.join("1/cgroup").exists()
     }
 
     /// True while the process that was seen under this PID lives.
-    pub fn alive(&self, pid: u32) -> bool {
+    pub(super) fn alive(&self, pid: u32) -> bool {
         let start = self.start_time(pid);
         start.is_some()
             && self
@@ -47,7 +47,7 @@ impl Processes {
     }
 
     /// Whose a process is; `None` where it cannot be told.
-    pub fn owner(&mut self, pid: u32, now: u64) -> Option<Owner> {
+    pub(super) fn owner(&mut self, pid: u32, now: u64) -> Option<Owner> {
         let start = self.start_time(pid);
         if let Some(seen) = self.seen.get_mut(&pid) {
             match start {
@@ -77,7 +77,7 @@ impl Processes {
     }
 
     /// Forgets processes that ended long ago.
-    pub fn forget(&mut self, now: u64) {
+    pub(super) fn forget(&mut self, now: u64) {
         self.seen
             .retain(|_, seen| now.saturating_sub(seen.alive_at) <= 4 * REMEMBERED_US);
     }

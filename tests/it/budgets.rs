@@ -6,7 +6,7 @@ use harness::jobs::{self, Generate};
 use harness::{eventually, plane::Said};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ fn a_job_over_budget_is_refused_with_numbers_and_a_dry_run_says_the_same_and_cha
         ensure!(dry.err == real.err, "{} / {}", dry.err, real.err);
         ensure!(
             jobs::jobs(&shared.stack.client, "refused")
-                .list(&Default::default())
+                .list(&ListParams::default())
                 .await?
                 .items
                 .is_empty()
@@ -263,7 +263,7 @@ fn a_namespace_with_held_jobs_can_be_deleted() {
         }
         let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
         api.delete("deleted", &DeleteParams::default()).await?;
-        eventually("the namespace is gone", Duration::from_secs(60), || async {
+        eventually("the namespace is gone", Duration::from_mins(1), || async {
             Ok(api.get_opt("deleted").await?.is_none().then_some(()))
         })
         .await
@@ -438,7 +438,7 @@ fn a_budget_that_makes_no_sense_is_not_ready_and_the_rest_goes_on() {
             "spec": { "limit": "1kg", "period": { "timeZone": "Mars/Base" } },
         }))?;
         jobs::budgets(client, "nonsense")
-            .create(&Default::default(), &object)
+            .create(&PostParams::default(), &object)
             .await?;
         eventually("it is not ready", SOON, || async {
             let budget = jobs::budgets(client, "nonsense").get("mars").await?;

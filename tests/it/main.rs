@@ -1,6 +1,15 @@
 //! Everything that needs more than one module: the direction of imports, the command line,
 //! the exporter against a simulated node, and the loop on a real control plane.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "tests fail by panicking, on small numbers"
+)]
+
 mod budgets;
 mod cli;
 mod direction;

@@ -51,9 +51,9 @@ impl Chart {
             }
             let hook = !object["metadata"]["annotations"]["helm.sh/hook"].is_null();
             if hook {
-                chart.hooks.push(object)
+                chart.hooks.push(object);
             } else {
-                chart.objects.push(object)
+                chart.objects.push(object);
             }
         }
         Ok(chart)

@@ -286,7 +286,7 @@ pub async fn reservation_of(
 pub async fn settled(client: &Client, namespace: &str, uid: &str) -> anyhow::Result<DynamicObject> {
     eventually(
         &format!("the reservation of {uid} is settled"),
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         || async {
             let reservation = reservation_of(client, namespace, uid).await?;
             Ok(reservation.filter(|r| r.data["status"]["settled"] == true))

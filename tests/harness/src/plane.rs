@@ -316,7 +316,7 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: viewers}]
             kube::Api::namespaced(client, "jouleward-system");
         eventually(
             "the controller manager's first work",
-            Duration::from_secs(60),
+            Duration::from_mins(1),
             || async { Ok(accounts.get_opt("default").await?) },
         )
         .await?;

@@ -1,6 +1,9 @@
 //! Calls about one GPU: names, energy, power.
 
-use crate::abi::*;
+use crate::abi::{
+    Device, FieldValue, INVALID_ARGUMENT, Memory, NOT_FOUND, NOT_SUPPORTED, Pci, SUCCESS, Sample,
+    Utilization, put, put_list, put_text, with,
+};
 use std::ffi::c_char;
 
 /// Field identifiers that GetFieldValues answers.
@@ -122,9 +125,8 @@ pub unsafe extern "C" fn nvmlDeviceGetSamples(
         }
         let step = gpu.step_us.max(1);
         let first = (now.saturating_sub(1_000_000).max(last) / step + 1) * step;
-        let list: Vec<Sample> = (0..)
-            .map(|k| first + k * step)
-            .take_while(|t| *t <= now)
+        let list: Vec<Sample> = (first..=now)
+            .step_by(usize::try_from(step).unwrap_or(1))
             .map(|t| Sample {
                 time_stamp: t,
                 value: u64::from(milliwatts(gpu.watts(t))),
@@ -135,10 +137,10 @@ pub unsafe extern "C" fn nvmlDeviceGetSamples(
         }
         unsafe {
             let code = put(value_type, 1);
-            if code != SUCCESS {
-                code
-            } else {
+            if code == SUCCESS {
                 put_list(count, out, list)
+            } else {
+                code
             }
         }
     })

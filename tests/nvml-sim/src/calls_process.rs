@@ -1,6 +1,6 @@
 //! Calls about the processes on one GPU.
 
-use crate::abi::*;
+use crate::abi::{Device, NOT_FOUND, ProcessInfo, ProcessUtilizationSample, put_list, with};
 use crate::model::{RING, SAMPLE_US};
 use std::collections::BTreeMap;
 

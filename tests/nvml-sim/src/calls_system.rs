@@ -1,6 +1,9 @@
 //! Calls about the library, the driver, and finding devices.
 
-use crate::abi::*;
+use crate::abi::{
+    DRIVER_NOT_LOADED, Device, INVALID_ARGUMENT, NOT_FOUND, SUCCESS, UNINITIALIZED, checked, put,
+    put_text,
+};
 use crate::clock;
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -9,6 +9,12 @@
 #![allow(unsafe_code, reason = "the C ABI of NVML is what this library is for")]
 #![allow(unreachable_pub, reason = "exported to C, not to Rust")]
 #![allow(clippy::missing_safety_doc, reason = "the contract is NVML's own")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a library that is loaded has only the environment"
+)]
+#![allow(clippy::wildcard_imports, reason = "the calls use the whole ABI")]
+#![allow(clippy::struct_field_names, reason = "the names are NVML's")]
 #![allow(non_snake_case, reason = "the names are NVML's")]
 
 mod abi;

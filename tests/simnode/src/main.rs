@@ -5,6 +5,11 @@
 //!
 //! It shares no code with the product: what it burns, the product must find out.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a simulation that lives by the wall clock"
+)]
+
 mod gpus;
 mod kubelet;
 mod node;

@@ -1,6 +1,10 @@
 //! `make demo`: the loop, closed before your eyes, on a real control plane with two
 //! simulated GPU nodes. Exits with 0 only if it closed.
 #![expect(clippy::print_stdout, reason = "a program for people")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a program of its own, with its own settings"
+)]
 
 use anyhow::ensure;
 use harness::jobs::{self, Generate};
