@@ -119,7 +119,8 @@ impl Kubelet {
         let annotations: BTreeMap<String, String> = pod.annotations().clone();
         let luck = luck(uid);
         let burn = annotations.contains_key("jouleward.dev/model").then(|| {
-            let lies = (luck * 31.0).fract() < self.args.liars;
+            // By the job's name, so that a demonstration has the same liars every time.
+            let lies = crate::truth::luck(owner(pod)) < self.args.liars;
             Job::from_annotations(&annotations).burn(self.args.burn, self.args.noise, luck, lies)
         });
         // A job without parameters is short work of its own kind.
@@ -176,6 +177,15 @@ impl Kubelet {
             state.forget(&uid, &pod.namespace().unwrap_or_default(), &pod.name_any());
         }
     }
+}
+
+/// Name of the job, or of the pod itself.
+fn owner(pod: &Pod) -> &str {
+    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
+    owners.first().map_or_else(
+        || pod.metadata.name.as_deref().unwrap_or_default(),
+        |o| &o.name,
+    )
 }
 
 fn phase(pod: &Pod) -> &str {
