@@ -13,6 +13,7 @@
 mod budgets;
 mod cli;
 mod direction;
+mod exporter;
 mod guard;
 mod races;
 mod support;

@@ -57,6 +57,13 @@ async fn start() -> anyhow::Result<Shared> {
         ..NodeOptions::default()
     };
     stack.add_node("gpu-h", &h100).await?;
+    let shared = NodeOptions {
+        product: "NVIDIA L40S".to_owned(),
+        gpus: 1,
+        replicas: 2,
+        ..NodeOptions::default()
+    };
+    stack.add_node("gpu-shared", &shared).await?;
     stack.ready(10, 9403).await?;
     stack.ready(20, 9404).await?;
     eprintln!("it: the stack is up");

@@ -193,3 +193,50 @@ fn on_every_gpu_pods_and_unattributed_sum_to_what_the_counter_counted() {
         Ok(())
     });
 }
+
+#[test]
+fn two_jobs_on_one_time_sliced_gpu_are_each_charged_their_share() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        jobs::namespace(client, "shared-gpu").await?;
+        jobs::budget(client, "shared-gpu", "images", json!({ "limit": "10kg" })).await?;
+        let l40s = json!({ "nvidia.com/gpu.product": "NVIDIA-L40S-SHARED" });
+        let long = Generate {
+            images: 16,
+            ..Generate::SMALL
+        };
+        let mut uids = Vec::new();
+        for name in ["left", "right"] {
+            let job = jobs::create_job(client, "shared-gpu", &long.job_on(name, &l40s)).await?;
+            uids.push(job.uid().context("a UID")?);
+        }
+        let (mut measured, mut truth) = (0.0, 0.0);
+        for uid in &uids {
+            let record = jobs::settled(client, "shared-gpu", uid).await?;
+            let joules = record.data["status"]["measuredMillijoules"]
+                .as_f64()
+                .unwrap_or(0.0)
+                / 1000.0;
+            let pod = record.data["status"]["pods"][0]["uid"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            let own = *shared.stack.truth().get(&pod).context("the node knows")?;
+            ensure!(
+                (joules / own - 1.0).abs() < 0.2,
+                "measured {joules} J, truly {own} J"
+            );
+            ensure!(
+                record.data["status"]["observation"] == "SharedGpu",
+                "a shared GPU teaches nothing"
+            );
+            measured += joules;
+            truth += own;
+        }
+        ensure!(
+            (measured / truth - 1.0).abs() < 0.1,
+            "together {measured} J, truly {truth} J"
+        );
+        Ok(())
+    });
+}

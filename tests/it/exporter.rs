@@ -1,0 +1,251 @@
+//! The real exporter binary on a simulated NVML, in every kind of trouble.
+
+use harness::stack::get;
+use harness::{Process, built, eventually};
+use nvml_sim::scenario::{Fault, Gpu, Reset, Scenario};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use crate::support::runtime;
+
+const SOON: Duration = Duration::from_secs(20);
+
+struct Bench {
+    folder: PathBuf,
+    address: String,
+    exporter: Process,
+}
+
+fn now() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap()
+}
+
+fn gpu(number: u8) -> Gpu {
+    Gpu {
+        uuid: format!("GPU-{number}"),
+        name: "NVIDIA A100-SXM4-40GB".into(),
+        idle_watts: 50.0,
+        limit_watts: 400.0,
+        step_us: 100_000,
+        origin_us: now(),
+        origin_mj: 1_000_000,
+        no_energy: false,
+        processes: vec![],
+        faults: vec![],
+        resets: vec![],
+    }
+}
+
+fn scenario(gpus: Vec<Gpu>) -> Scenario {
+    Scenario {
+        driver_version: "580.95.05".into(),
+        missing: vec![],
+        init_code: None,
+        gpus,
+    }
+}
+
+/// Starts an exporter; without a scenario there is no library either.
+fn start(name: &str, scenario: Option<&Scenario>) -> Bench {
+    static HOST: AtomicU8 = AtomicU8::new(1);
+    let folder = harness::target()
+        .join("it")
+        .join(format!("exporter-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(folder.join("pods")).unwrap();
+    let address = format!(
+        "127.99.{}.{}:9402",
+        std::process::id() % 250,
+        HOST.fetch_add(1, Ordering::Relaxed)
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jouleward"));
+    command.args(["exporter", "--node-name=n", "--listen", &address]);
+    command.arg(format!("--pod-logs={}", folder.join("pods").display()));
+    command.arg(format!("--proc-root={}", folder.join("proc").display()));
+    command.arg(format!(
+        "--kubelet-socket={}",
+        folder.join("kubelet.sock").display()
+    ));
+    let library = scenario.map_or(folder.join("no-such-library.so"), |scenario| {
+        scenario.write(&folder.join("scenario.json")).unwrap();
+        built("libnvml_sim.so").unwrap()
+    });
+    command.arg(format!("--nvml-library={}", library.display()));
+    command.env("NVML_SIM_SCENARIO", folder.join("scenario.json"));
+    let exporter = Process::start("exporter", &folder, &mut command).unwrap();
+    Bench {
+        folder,
+        address,
+        exporter,
+    }
+}
+
+impl Bench {
+    fn until(&self, path: &str, what: &str, check: impl Fn(u16, &str) -> bool) -> String {
+        let look = || async {
+            let (status, text) = get(&self.address, path, "text/plain").await?;
+            Ok(check(status, &text).then_some(text))
+        };
+        match runtime().block_on(eventually(what, SOON, look)) {
+            Ok(text) => text,
+            Err(error) => {
+                let (status, text) = runtime()
+                    .block_on(get(&self.address, path, "text/plain"))
+                    .unwrap_or_default();
+                panic!(
+                    "{error:#}\nlast answer {status}:\n{text}\nlog:\n{}",
+                    self.exporter.said()
+                );
+            }
+        }
+    }
+
+    fn change(&self, scenario: &Scenario) {
+        scenario.write(&self.folder.join("scenario.json")).unwrap();
+    }
+}
+
+/// The value of the first series that begins so.
+fn value(text: &str, series: &str) -> f64 {
+    let line = text.lines().find(|line| line.starts_with(series));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+        .unwrap_or(f64::NAN)
+}
+
+#[test]
+fn without_a_driver_it_idles_and_says_so() {
+    let bench = start("absent", None);
+    let text = bench.until("/readyz", "ready without a GPU", |status, _| status == 200);
+    assert!(
+        text.contains("no NVML library found") && text.contains("no NVIDIA driver on this node"),
+        "{text}"
+    );
+    let metrics = bench.until("/metrics", "metrics", |status, _| status == 200);
+    assert!(
+        metrics.contains("jouleward_gpus{node=\"n\"} 0"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_driver_that_refuses_is_named_and_not_ready() {
+    let refusing = Scenario {
+        init_code: Some(4),
+        ..scenario(vec![gpu(0)])
+    };
+    let bench = start("refused", Some(&refusing));
+    let text = bench.until("/readyz", "not ready", |status, text| {
+        status == 503 && text.contains("nvml: nvmlInit")
+    });
+    assert!(text.contains("nvmlInit answered no_permission"), "{text}");
+    bench.until("/healthz", "alive all the same", |status, _| status == 200);
+}
+
+#[test]
+fn a_kubelet_that_is_away_is_counted_and_nobody_is_billed() {
+    let bench = start("kubelet", Some(&scenario(vec![gpu(0)])));
+    bench.until("/readyz", "not ready", |status, text| {
+        status == 503 && text.contains("does not answer")
+    });
+    let metrics = bench.until("/metrics", "errors are counted", |_, text| {
+        value(text, "jouleward_podresources_errors_total{") >= 1.0
+    });
+    assert!(
+        !metrics.contains("jouleward_pod_gpu_energy_joules_total{"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_function_the_driver_lacks_is_counted_and_the_rest_goes_on() {
+    let old = Scenario {
+        missing: vec!["nvmlDeviceGetProcessUtilization".into()],
+        ..scenario(vec![gpu(0)])
+    };
+    let bench = start("missing", Some(&old));
+    let metrics = bench.until("/metrics", "the missing function is counted", |_, text| {
+        text.contains("call=\"nvmlDeviceGetProcessUtilization\",code=\"function_not_found\"")
+    });
+    assert!(
+        value(&metrics, "jouleward_gpu_power_watts{") > 0.0,
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_lost_gpu_and_a_reset_counter_bill_nothing_and_leave_the_other_gpu_alone() {
+    let mut world = scenario(vec![gpu(0), gpu(1)]);
+    let bench = start("lost", Some(&world));
+    bench.until("/metrics", "both are metered", |_, text| {
+        text.contains("gpu_power_watts{node=\"n\",gpu_uuid=\"GPU-1\"}")
+    });
+    let at = now();
+    let lost = Fault {
+        call: "*".into(),
+        code: 15,
+        from_us: at,
+        until_us: at + 2_000_000,
+    };
+    world.gpus[0].faults.push(lost);
+    // It comes back with its counter near zero.
+    world.gpus[0].resets.push(Reset {
+        at_us: at + 1_000_000,
+        to_mj: 5,
+    });
+    bench.change(&world);
+    let metrics = bench.until("/metrics", "loss and reset are counted", |_, text| {
+        value(
+            text,
+            "jouleward_gpu_lost_total{node=\"n\",gpu_uuid=\"GPU-0\"}",
+        ) >= 1.0
+            && value(
+                text,
+                "jouleward_gpu_energy_counter_resets_total{node=\"n\",gpu_uuid=\"GPU-0\"}",
+            ) >= 1.0
+    });
+    assert!(metrics.contains("code=\"gpu_is_lost\""), "{metrics}");
+    let reset = |gpu: &str| {
+        value(
+            &metrics,
+            &format!("jouleward_gpu_energy_counter_resets_total{{node=\"n\",gpu_uuid=\"{gpu}\"}}"),
+        )
+    };
+    assert_eq!((reset("GPU-0"), reset("GPU-1")), (1.0, 0.0), "{metrics}");
+}
+
+#[test]
+fn a_counter_that_jumps_bills_nothing() {
+    let mut world = scenario(vec![gpu(0)]);
+    let bench = start("jump", Some(&world));
+    bench.until("/metrics", "it is metered", |_, text| {
+        text.contains("gpu_power_watts{")
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    world.gpus[0].resets.push(Reset {
+        at_us: now(),
+        to_mj: 900_000_000_000,
+    });
+    bench.change(&world);
+    bench.until("/metrics", "the jump is counted", |_, text| {
+        value(text, "jouleward_gpu_energy_counter_resets_total{") >= 1.0
+            && !(value(text, "jouleward_gpu_energy_joules_total{") > 1e6)
+    });
+}
+
+#[test]
+fn both_metric_formats_are_served_by_what_is_asked_for() {
+    let bench = start("formats", Some(&scenario(vec![gpu(0)])));
+    bench.until("/metrics", "it is metered", |_, text| {
+        text.contains("gpu_power_watts{")
+    });
+    let ask = |accept: &str| {
+        runtime()
+            .block_on(get(&bench.address, "/metrics", accept))
+            .unwrap()
+            .1
+    };
+    assert!(ask("application/openmetrics-text; version=1.0.0").ends_with("# EOF\n"));
+    let text = ask("text/plain");
+    assert!(text.contains("# TYPE jouleward_gpu_power_watts gauge") && !text.contains("# EOF"));
+}
