@@ -108,10 +108,10 @@ pub(crate) fn run() {
             .enable_all()
             .build()
             .unwrap();
-        runtime.block_on(serve(
-            tokio::net::UnixListener::from_std(listener).unwrap(),
-            Lister(list),
-        ));
+        runtime.block_on(async {
+            let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+            serve(listener, Lister(list)).await;
+        });
     });
     let binary = Path::new(env!("CARGO_BIN_EXE_jouleward"));
     let library = binary.with_file_name("libnvml_sim.so");
