@@ -194,6 +194,10 @@ pub struct PeriodStatus {
 pub struct GrantInFlight {
     /// UID of the job or pod.
     pub uid: String,
+    /// Job or Pod.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
     /// Milligrams of CO2e set aside.
     pub milligrams: i64,
 }

@@ -350,7 +350,15 @@ async fn hold_lease(context: Arc<Context>, stop: Stop) {
                     .store(asked.saturating_add(deadline), Ordering::Release);
                 context.changed.notify_one();
             }
-            Ok(false) => context.leads_until.store(0, Ordering::Release),
+            Ok(false) => {
+                context.leads_until.store(0, Ordering::Release);
+                if context.settings.ignore_lease {
+                    // Forced beside the true leader, with the same right to write.
+                    context
+                        .epoch
+                        .store(i64::from(watched.transitions), Ordering::Release);
+                }
+            }
             Err(error) => {
                 tracing::warn!(error = %crate::serve::telemetry::chain(&error), "the lease could not be tended");
             }

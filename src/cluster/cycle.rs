@@ -13,6 +13,7 @@ use crate::budget::{Mode, Policy};
 use crate::clock;
 use crate::contract as c;
 use crate::node::{LedgerPage, PodEnergy};
+use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -169,8 +170,15 @@ async fn decide(
         .map(|r| r.spec.workload.uid.as_str())
         .collect();
     let enforce = strictest(terms) == Some(Mode::Enforce);
-    let open =
-        |work: &&Work| work.progress == Progress::Open && !reserved.contains(work.uid.as_str());
+    // What ended while nobody led has burned all the same, if it began under a budget.
+    let since: Option<Timestamp> = live
+        .iter()
+        .filter_map(|b| b.status.as_ref()?.measured_since.parse().ok())
+        .min();
+    let open = |work: &&Work| {
+        let counts = work.progress == Progress::Open || since.is_some_and(|at| work.created >= at);
+        counts && !reserved.contains(work.uid.as_str())
+    };
     let mut question = Question::default();
     let mut held = 0;
     for work in works.iter().filter(open) {
@@ -204,32 +212,26 @@ async fn decide(
         now,
     );
     let stale = ledger.budgets.iter().any(|budget| {
-        let granting = budget.status.clone().unwrap_or_default().granting;
         let before = budget.status.clone().unwrap_or_default();
-        let after = status_of(context, budget, &ledger, &[], held, now);
-        !granting.is_empty()
-            || before
-                != crate::api::BudgetStatus {
-                    lease_epoch: before.lease_epoch,
-                    ..after
-                }
+        before != status_of(context, budget, &ledger, &[], held, now)
     });
     for waiting in &cached.waiting {
         if let Some(work) = works.iter().find(|work| work.uid == waiting.uid) {
             tell_waiting(context, memory, work, &waiting.verdict).await;
         }
     }
-    for refusal in &cached.rejections {
-        if let Some(work) = works.iter().find(|work| work.uid == refusal.uid) {
-            refuse(context, work, live, &refusal.verdict).await?;
-        }
-    }
-    if cached.grants.is_empty() && !stale {
+    if cached.grants.is_empty() && cached.rejections.is_empty() && !stale {
         return Ok(());
     }
     let known: HashSet<String> = works.iter().map(|work| work.uid.clone()).collect();
     let committed = commit(context, namespace, &question, &known, held).await?;
     let by_uid = by_uid(works);
+    // A refusal stands, so it too rests on fresh figures.
+    for refusal in &committed.plan.rejections {
+        if let Some(work) = by_uid.get(refusal.uid.as_str()) {
+            refuse(context, work, live, &refusal.verdict).await?;
+        }
+    }
     for (uid, masses) in &committed.granted {
         let Some(work) = by_uid.get(uid.as_str()) else {
             continue;

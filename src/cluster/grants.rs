@@ -173,29 +173,27 @@ pub(super) async fn commit(
         running: question.running.iter().filter(open).copied().collect(),
     };
     let plan = decide_on(namespace, &terms, &question, &oracle, now);
+    let asked: HashMap<&str, &Work> = question
+        .held
+        .iter()
+        .chain(&question.running)
+        .map(|work| (work.uid.as_str(), *work))
+        .collect();
+    let standing = standing(context, namespace, &ledger, &terms, known).await?;
     let mut granted: BTreeMap<String, Vec<ReservedFor>> = BTreeMap::new();
-    let sensible: HashSet<&str> = terms.iter().map(|terms| terms.name.as_str()).collect();
     for budget in &ledger.budgets {
         let name = budget.name_any();
-        let mut granting: Vec<GrantInFlight> = ledger.in_flight(budget);
-        // Undone: its job is gone, or another budget never committed it.
-        granting.retain(|grant| {
-            known.contains(&grant.uid)
-                && ledger
-                    .budgets
-                    .iter()
-                    .filter(|b| sensible.contains(b.name_any().as_str()))
-                    .all(|b| {
-                        ledger
-                            .in_flight(b)
-                            .iter()
-                            .any(|other| other.uid == grant.uid)
-                    })
-        });
+        let mut granting = ledger.in_flight(budget);
+        granting.retain(|grant| standing.contains(&grant.uid));
         for grant in &plan.grants {
-            if let Some((_, mass)) = grant.masses.iter().find(|(budget, _)| *budget == name) {
+            if let (Some((_, mass)), Some(work)) = (
+                grant.masses.iter().find(|(budget, _)| *budget == name),
+                asked.get(grant.uid.as_str()),
+            ) {
                 granting.push(GrantInFlight {
                     uid: grant.uid.clone(),
+                    kind: work.kind.as_str().to_owned(),
+                    name: work.name.clone(),
                     milligrams: mass.0,
                 });
             }
@@ -217,6 +215,32 @@ pub(super) async fn commit(
         }
     }
     Ok(Committed { plan, granted })
+}
+
+/// UIDs in flight whose grant stands: every budget has committed it, and its object is
+/// still there. What another leader granted may not be in this one's cache yet, so absence
+/// is believed only of the API server.
+async fn standing(
+    context: &Context,
+    namespace: &str,
+    ledger: &Ledger,
+    terms: &[Terms],
+    known: &HashSet<String>,
+) -> Result<HashSet<String>, Failure> {
+    let mut committed: HashMap<String, (GrantInFlight, usize)> = HashMap::new();
+    for budget in &ledger.budgets {
+        for grant in ledger.in_flight(budget) {
+            committed.entry(grant.uid.clone()).or_insert((grant, 0)).1 += 1;
+        }
+    }
+    let mut standing = HashSet::new();
+    for (uid, (grant, budgets)) in committed {
+        let whole = budgets == terms.len();
+        if whole && (known.contains(&uid) || lift::exists(context, namespace, &grant).await?) {
+            standing.insert(uid);
+        }
+    }
+    Ok(standing)
 }
 
 /// The status that a budget should have: a pure function of the ledger.
@@ -315,12 +339,8 @@ async fn write_status(
     if before.lease_epoch > context.epoch() {
         return Err(Failure::Deposed);
     }
-    if before
-        == (BudgetStatus {
-            lease_epoch: before.lease_epoch,
-            ..status.clone()
-        })
-    {
+    // A new leader writes every budget once: a write of the one before then loses its race.
+    if before == status {
         return Ok(());
     }
     context.check_leading()?;

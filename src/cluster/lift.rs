@@ -4,6 +4,7 @@ use super::controller::{Context, Failure};
 use super::objects::{Kind, Lite, Work};
 use super::review::annotation_path;
 use super::stores;
+use crate::api::GrantInFlight;
 use crate::contract::{GATE, GRANTED, HOLD, MODE_LABEL, REFUSED, WEBHOOKS};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
@@ -57,7 +58,16 @@ pub(super) async fn lift(
         .await
     {
         // Gone, lifted by another, or changed meanwhile: the next cycle sees.
-        Err(Failure::NotFound | Failure::Conflict | Failure::Invalid(_)) => Ok(()),
+        Err(Failure::NotFound | Failure::Conflict) => Ok(()),
+        Err(Failure::Invalid(why)) => {
+            tracing::warn!(
+                namespace = work.namespace,
+                name = work.name,
+                why,
+                "a hold was not lifted; again in the next cycle"
+            );
+            Ok(())
+        }
         other => other.map(|_| ()),
     }
 }
@@ -90,6 +100,23 @@ async fn lift_with(
     )
     .await?;
     Ok(true)
+}
+
+/// True where the object of a grant in flight is there, with this very UID.
+pub(super) async fn exists(
+    context: &Context,
+    namespace: &str,
+    grant: &GrantInFlight,
+) -> Result<bool, Failure> {
+    let resource = if grant.kind == Kind::Job.as_str() {
+        kube::api::ApiResource::erase::<Job>(&())
+    } else {
+        kube::api::ApiResource::erase::<Pod>(&())
+    };
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(context.client.clone(), namespace, &resource);
+    let object = context.call(api.get_opt(&grant.name)).await?;
+    Ok(object.is_some_and(|object| object.metadata.uid.as_deref() == Some(&grant.uid)))
 }
 
 /// What a release by hand or an uninstall did.
