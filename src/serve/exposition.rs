@@ -207,7 +207,7 @@ fn series(metric: &Metric, value: &Value, out: &mut MetricEncoder) -> Result<(),
         }
         Value::Number(number) => out.encode_gauge(number),
         Value::Histogram(histogram) => {
-            let bounds = histogram.bounds.iter().copied().chain([f64::MAX]);
+            let bounds = histogram.bounds.iter().copied().chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds.zip(histogram.counts.iter().copied()).collect();
             out.encode_histogram::<Labels>(histogram.sum, histogram.count, &buckets, None)
         }
@@ -326,7 +326,7 @@ mod tests {
             open.contains("jouleward_gpu_energy_joules_total{node=\"a\\\"b\\\\c\"} 1.5"),
             "{open}"
         );
-        assert!(open.contains("le=\"+Inf\"} 1"), "{open}");
+        assert!(open.contains("le=\"+Inf\",webhook=\"x\"} 1"), "{open}");
         assert!(open.ends_with("# EOF\n"));
     }
 }
