@@ -61,7 +61,8 @@ impl Gpus {
             uuid: format!("GPU-{:08x}-0000-4000-8000-{index:012x}", crc(&args.name)),
             name: args.product.clone(),
             idle_watts: 52.0,
-            limit_watts: 400.0,
+            // Jobs that share a GPU add their power here; a real board would throttle them.
+            limit_watts: 400.0 * args.replicas.max(1) as f64,
             step_us: 100_000,
             origin_us: now_us(),
             origin_mj: 123_456,
