@@ -21,6 +21,8 @@ pub struct Allocations {
     tenures: BTreeMap<String, Vec<Tenure>>,
     appeared: HashMap<String, u64>,
     vanished: HashMap<String, u64>,
+    /// Pods that were listed before their UID could be told: (namespace, name) → when.
+    unnamed: HashMap<(String, String), u64>,
     /// When something happened that the last list does not tell of yet.
     dirty_since: Option<u64>,
     /// When the last list began; `None` before the first.
@@ -29,6 +31,8 @@ pub struct Allocations {
 
 /// Ended tenures are kept this long for windows that are still to be settled.
 const KEPT_US: u64 = 120_000_000;
+/// A pod's UID is waited for this long.
+const UNNAMED_US: u64 = 10_000_000;
 
 impl Allocations {
     /// A pod was set up, at `at`.
@@ -86,19 +90,36 @@ impl Allocations {
             self.dirty_since = None;
         }
         let mut changed = false;
+        let mut waiting: Option<u64> = None;
         let mut held: HashSet<(String, Holder)> = HashSet::new();
         for (gpu, holders) in list {
             for (holder, weight) in holders {
-                // Without a UID a pod goes by its name: better billed than lost.
-                let uid = uid_of(&holder.namespace, &holder.pod)
-                    .unwrap_or_else(|| format!("{}/{}", holder.namespace, holder.pod));
+                let name = (holder.namespace.clone(), holder.pod.clone());
+                let (uid, since) = match uid_of(&holder.namespace, &holder.pod) {
+                    Some(uid) => (uid, self.unnamed.remove(&name).unwrap_or(now)),
+                    None => {
+                        // Devices are handed out before the pod's folder is made.
+                        changed |= !self.unnamed.contains_key(&name);
+                        let first = *self.unnamed.entry(name).or_insert(now);
+                        if now.saturating_sub(first) < UNNAMED_US {
+                            waiting = Some(waiting.map_or(first, |at: u64| at.min(first)));
+                            continue;
+                        }
+                        // Without a UID a pod goes by its name: better billed than lost.
+                        let name = format!("{}/{}", holder.namespace, holder.pod);
+                        (name, first)
+                    }
+                };
                 let holder = Holder {
                     uid,
                     ..holder.clone()
                 };
                 held.insert((gpu.clone(), holder.clone()));
-                changed |= self.hold(gpu, holder, *weight, if first { 0 } else { now });
+                changed |= self.hold(gpu, holder, *weight, if first { 0 } else { since });
             }
+        }
+        if let Some(at) = waiting {
+            self.dirty_since = Some(self.dirty_since.map_or(at, |dirty| dirty.min(at)));
         }
         for (gpu, tenures) in &mut self.tenures {
             for tenure in tenures.iter_mut().filter(|t| t.until.is_none()) {
@@ -145,6 +166,7 @@ impl Allocations {
         let recent = |at: &mut u64| now.saturating_sub(*at) < KEPT_US;
         self.appeared.retain(|_, at| recent(at));
         self.vanished.retain(|_, at| recent(at));
+        self.unnamed.retain(|_, at| recent(at));
     }
 
     /// Holders of a GPU all through [from, to], with their weights.
@@ -208,6 +230,19 @@ mod tests {
         allocations.observe(&list(&[]), 90, 95, uid);
         assert_eq!(allocations.holders("GPU-0", 60, 70).len(), 1);
         assert!(allocations.holders("GPU-0", 70, 95).is_empty());
+    }
+
+    #[test]
+    fn a_pod_that_is_listed_before_its_uid_is_known_is_billed_from_then_on_all_the_same() {
+        let mut allocations = Allocations::default();
+        allocations.observe(&list(&[]), 10, 10, uid);
+        assert!(allocations.observe(&list(&["a"]), 40, 50, |_, _| None));
+        assert_eq!(allocations.settled_until(), 50, "windows wait for its name");
+        allocations.pod_appeared("uid-a", 70);
+        allocations.observe(&list(&["a"]), 80, 90, uid);
+        let holders = allocations.holders("GPU-0", 50, 70);
+        assert_eq!(holders.keys().next().map(|h| h.uid.as_str()), Some("uid-a"));
+        assert_eq!(allocations.settled_until(), u64::MAX);
     }
 
     #[test]
