@@ -95,20 +95,19 @@ impl Allocations {
         for (gpu, holders) in list {
             for (holder, weight) in holders {
                 let name = (holder.namespace.clone(), holder.pod.clone());
-                let (uid, since) = match uid_of(&holder.namespace, &holder.pod) {
-                    Some(uid) => (uid, self.unnamed.remove(&name).unwrap_or(now)),
-                    None => {
-                        // Devices are handed out before the pod's folder is made.
-                        changed |= !self.unnamed.contains_key(&name);
-                        let first = *self.unnamed.entry(name).or_insert(now);
-                        if now.saturating_sub(first) < UNNAMED_US {
-                            waiting = Some(waiting.map_or(first, |at: u64| at.min(first)));
-                            continue;
-                        }
-                        // Without a UID a pod goes by its name: better billed than lost.
-                        let name = format!("{}/{}", holder.namespace, holder.pod);
-                        (name, first)
+                let known = uid_of(&holder.namespace, &holder.pod);
+                let (uid, since) = if let Some(uid) = known {
+                    (uid, self.unnamed.remove(&name).unwrap_or(now))
+                } else {
+                    // Devices are handed out before the pod's folder is made.
+                    changed |= !self.unnamed.contains_key(&name);
+                    let first = *self.unnamed.entry(name).or_insert(now);
+                    if now.saturating_sub(first) < UNNAMED_US {
+                        waiting = Some(waiting.map_or(first, |at: u64| at.min(first)));
+                        continue;
                     }
+                    // Without a UID a pod goes by its name: better billed than lost.
+                    (format!("{}/{}", holder.namespace, holder.pod), first)
                 };
                 let holder = Holder {
                     uid,
