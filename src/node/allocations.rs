@@ -25,6 +25,8 @@ pub struct Allocations {
     unnamed: HashMap<(String, String), u64>,
     /// When something happened that the last list does not tell of yet.
     dirty_since: Option<u64>,
+    /// When something happened last.
+    last_event: u64,
     /// When the last list began; `None` before the first.
     listed_at: Option<u64>,
 }
@@ -55,6 +57,7 @@ impl Allocations {
     /// Something changed on the node that the kubelet must be asked about.
     pub fn something_happened(&mut self, at: u64) {
         self.dirty_since.get_or_insert(at);
+        self.last_event = self.last_event.max(at);
     }
 
     /// True where windows that end after this moment wait for the next list.
@@ -87,7 +90,8 @@ impl Allocations {
         let first = self.listed_at.is_none();
         self.listed_at = Some(asked);
         if self.dirty_since.is_some_and(|dirty| dirty < asked) {
-            self.dirty_since = None;
+            // What happened after the question was asked is not in its answer.
+            self.dirty_since = (self.last_event >= asked).then_some(asked);
         }
         let mut changed = false;
         let mut waiting: Option<u64> = None;
@@ -229,6 +233,23 @@ mod tests {
         allocations.observe(&list(&[]), 90, 95, uid);
         assert_eq!(allocations.holders("GPU-0", 60, 70).len(), 1);
         assert!(allocations.holders("GPU-0", 70, 95).is_empty());
+    }
+
+    #[test]
+    fn an_answer_does_not_settle_what_happened_after_it_was_asked_for() {
+        let mut allocations = Allocations::default();
+        allocations.observe(&list(&[]), 10, 10, uid);
+        allocations.pod_appeared("uid-a", 50);
+        allocations.pod_appeared("uid-b", 70);
+        allocations.observe(&list(&["a"]), 60, 80, uid);
+        assert_eq!(
+            allocations.settled_until(),
+            60,
+            "the second pod is not told of yet"
+        );
+        allocations.observe(&list(&["a", "b"]), 90, 95, uid);
+        assert_eq!(allocations.settled_until(), u64::MAX);
+        assert_eq!(allocations.holders("GPU-0", 70, 80).len(), 2);
     }
 
     #[test]
