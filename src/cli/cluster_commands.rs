@@ -141,7 +141,7 @@ impl Webhook {
   jouleward release --namespace team-a --name images
   jouleward release --all-namespaces
 Without this program:
-  kubectl annotate job NAME jouleward.dev/hold- && kubectl patch job NAME --type=merge -p '{\"spec\":{\"suspend\":false}}'")]
+  kubectl patch job NAME --type=json -p '[{\"op\":\"remove\",\"path\":\"/metadata/annotations/jouleward.dev~1hold\"},{\"op\":\"replace\",\"path\":\"/spec/suspend\",\"value\":false}]'")]
 pub(super) struct Release {
     /// Namespace to release in.
     #[arg(short, long, required_unless_present = "all_namespaces")]
