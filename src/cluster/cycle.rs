@@ -226,12 +226,6 @@ async fn decide(
     let known: HashSet<String> = works.iter().map(|work| work.uid.clone()).collect();
     let committed = commit(context, namespace, &question, &known, held).await?;
     let by_uid = by_uid(works);
-    // A refusal stands, so it too rests on fresh figures.
-    for refusal in &committed.plan.rejections {
-        if let Some(work) = by_uid.get(refusal.uid.as_str()) {
-            refuse(context, work, live, &refusal.verdict).await?;
-        }
-    }
     for (uid, masses) in &committed.granted {
         let Some(work) = by_uid.get(uid.as_str()) else {
             continue;
@@ -248,6 +242,15 @@ async fn decide(
             ("reason", reason.to_owned()),
         ];
         context.tallies.count(&c::GRANTS, labels);
+    }
+    // A refusal stands, so it too rests on fresh figures.
+    for refusal in &committed.plan.rejections {
+        if let Some(work) = by_uid.get(refusal.uid.as_str()) {
+            // One that cannot be told must not keep the others waiting.
+            if let Err(error) = refuse(context, work, live, &refusal.verdict).await {
+                note(namespace, &error);
+            }
+        }
     }
     Ok(())
 }

@@ -37,7 +37,9 @@ pub(super) fn follow(reservation: &CarbonReservation, seen: &Seen, now: &str) ->
     let charged = price(reservation, status.measured_millijoules);
     book(&mut status, charged, &seen.buckets);
     let known = status.pods.iter().all(|pod| pod.is_final) || seen.complete;
-    if seen.ended && known && (seen.complete || !status.pods.is_empty()) {
+    // A deleted job's pod may burn on for as long as its grace period.
+    let burning = seen.pods.iter().any(|(_, pod)| !pod.is_final);
+    if seen.ended && !burning && known && (seen.complete || !status.pods.is_empty()) {
         status.settled = true;
         status.settled_at = Some(now.to_owned());
         status.refund_milligrams = reservation.spec.reserved_milligrams - status.charged_milligrams;
@@ -211,6 +213,20 @@ pub(super) mod tests {
             .map(|c| c.milligrams)
             .collect();
         assert_eq!(charges, [30, 50]);
+    }
+
+    #[test]
+    fn a_job_that_is_gone_is_not_settled_while_its_pod_still_burns() {
+        let mut r = reservation(100);
+        let page = page("1", 300, false);
+        let seen = Seen {
+            pods: vec![(&page, &page.pods[0])],
+            ended: true,
+            complete: true,
+            buckets: vec![("b".into(), "2026-11".into())],
+        };
+        r.status = Some(follow(&r, &seen, "now"));
+        assert!(!r.status.unwrap().settled);
     }
 
     #[test]
