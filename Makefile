@@ -41,7 +41,8 @@ generate: ## Write CRDs, reference and manifests out of the code
 	.ci/render > manifests/install.yaml
 
 generated: generate ## Fail if a generated file is not as committed
-	@git diff --exit-code --stat -- crds charts/jouleward/files/crds docs/reference.md manifests
+	@changed=$$(git status --porcelain -- crds charts/jouleward/files/crds docs/reference.md manifests); \
+	if [ -n "$$changed" ]; then echo "generated files are not as committed; commit what \`make generate\` writes:"; echo "$$changed"; exit 1; fi
 
 plane: install-tools ## Start a control plane, leave it running, print its KUBECONFIG
 	$(CARGO) build -q -p harness

@@ -7,7 +7,7 @@ pub const VERSION: &str = "v1alpha1";
 /// Stamps: written by Jouleward alone. The webhook overwrites them at create, a
 /// ValidatingAdmissionPolicy guards them afterwards.
 pub const PREDICTION: &str = "jouleward.dev/prediction";
-/// Present while Jouleward holds the object; the value is the reason.
+/// Present while Jouleward holds the object; the value is the time since when, RFC 3339.
 pub const HOLD: &str = "jouleward.dev/hold";
 /// Present once the object was granted; the value names its reservation.
 pub const GRANTED: &str = "jouleward.dev/granted";
@@ -116,7 +116,7 @@ metrics! { CONTROLLER_METRICS:
     BUDGET_REMAINING = Gauge "budget_remaining" GRAMS, "namespace, budget", "CO2e that can still be granted";
     NAMESPACE_CO2 = Counter "namespace_emissions" GRAMS, "namespace", "Measured CO2e of GPU jobs since this leader took over";
     HELD_JOBS = Gauge "held_jobs" None, "namespace", "Jobs and pods that wait for a budget";
-    HELD_AGE = Gauge "held_jobs_oldest_age" SECONDS, "namespace", "Age of the oldest held job";
+    HELD_AGE = Gauge "held_jobs_oldest_age" SECONDS, "namespace", "For how long the longest held job has waited";
     GRANTS = Counter "grants" None, "namespace, reason", "Jobs released, by reason";
     REFUSALS = Counter "refusals" None, "namespace, reason", "Held jobs refused, by reason";
     LAW_ERROR = Gauge "law_error" RATIO, "gpu, form", "Running mean of |predicted - measured| / measured";

@@ -169,6 +169,8 @@ pub struct BudgetStatus {
     pub measured_since: String,
     /// Number of the leader that wrote last: a leader with a lower one must not write.
     pub lease_epoch: i64,
+    /// Counts the writes that took grants back: each makes a write begun before it fail.
+    pub revision: i64,
     /// Grants that are committed here and whose reservations may not exist yet.
     #[schemars(length(max = 256))]
     pub granting: Vec<GrantInFlight>,
@@ -200,6 +202,9 @@ pub struct GrantInFlight {
     pub name: String,
     /// Milligrams of CO2e set aside.
     pub milligrams: i64,
+    /// Names of the budgets that must all carry this grant before it stands.
+    #[serde(default)]
+    pub budgets: Vec<String>,
 }
 
 impl From<&GrantInFlight> for Granting {

@@ -28,7 +28,7 @@ pub use energy_law::{EnergyLaw, EnergyLawSpec, EnergyLawStatus, NamedValue};
 pub use grid_zone::{GridSource, GridZone, GridZoneSpec, GridZoneStatus, site_of};
 pub use reservation::{
     BookedCharge, CarbonReservation, CarbonReservationSpec, IntensityUsed, LawUsed, PodCharge,
-    ReservationStatus, ReservedFor, WorkloadRef,
+    ReservationStatus, ReservedFor, RunCharge, WorkloadRef,
 };
 pub use schema::custom_resource_definitions;
 

@@ -3,6 +3,7 @@
 
 use crate::budget::{Charge, Entry};
 use crate::carbon::Milligrams;
+use jiff::civil::Date;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -119,12 +120,15 @@ pub struct ReservationStatus {
     pub measured_millijoules: i64,
     /// The same as CO2e, all periods.
     pub charged_milligrams: i64,
-    /// The same by budget and period.
+    /// The same by budget and day.
     pub charges: Vec<BookedCharge>,
     /// Energy by pod, as the exporters gave it.
     pub pods: Vec<PodCharge>,
     /// True once the job has ended and its energy is known.
     pub settled: bool,
+    /// True where the node was lost before its exporter told the end: then the reservation
+    /// stands for what was not measured.
+    pub estimated: bool,
     /// Reserved less charged; negative where it burned more.
     pub refund_milligrams: i64,
     /// When it was settled, RFC 3339.
@@ -135,35 +139,49 @@ pub struct ReservationStatus {
     pub observation: Option<String>,
 }
 
-/// Milligrams booked to one budget's period.
+/// Milligrams booked to one day of a budget.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BookedCharge {
     /// Name of the budget.
     pub budget: String,
-    /// Period, or day of a rolling window.
-    pub bucket: String,
+    /// Day in the budget's time zone, for example 2026-11-23.
+    #[schemars(regex(pattern = r"^\d{4}-\d{2}-\d{2}$"))]
+    pub day: String,
     /// Milligrams of CO2e.
     pub milligrams: i64,
 }
 
 /// One pod's energy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
 pub struct PodCharge {
     /// UID of the pod.
     pub uid: String,
-    /// Millijoules from the exporter's present run.
-    pub millijoules: i64,
-    /// Millijoules from earlier runs of the exporter, which starts at zero each time.
-    #[serde(default)]
-    pub earlier_millijoules: i64,
-    /// Names the exporter's run.
-    #[serde(default)]
-    pub epoch: String,
+    /// The node it is on.
+    pub node: String,
+    /// What each run of the node's exporter measured: it starts at zero each time.
+    pub runs: Vec<RunCharge>,
     /// True once it holds no GPU any more.
-    #[serde(rename = "final", default)]
+    #[serde(rename = "final")]
     pub is_final: bool,
+}
+
+/// What one run of an exporter measured of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RunCharge {
+    /// Names the run.
+    pub epoch: String,
+    /// Its energy so far.
+    pub millijoules: i64,
+}
+
+impl PodCharge {
+    /// All its energy, in millijoules.
+    pub fn millijoules(&self) -> i64 {
+        self.runs.iter().map(|run| run.millijoules).sum()
+    }
 }
 
 impl CarbonReservation {
@@ -179,12 +197,18 @@ impl CarbonReservation {
                 .into_iter()
                 .filter(|charge| charge.budget == budget)
                 .map(|charge| Charge {
-                    bucket: charge.bucket,
+                    // The schema lets nothing but a date through.
+                    day: charge.day.parse().unwrap_or(Date::MAX),
                     mass: Milligrams(charge.milligrams),
                 })
                 .collect(),
             settled: status.settled,
         })
+    }
+
+    /// True once the job has ended and its energy is known.
+    pub fn is_settled(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.settled)
     }
 
     /// The name of the reservation of a workload.

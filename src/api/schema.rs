@@ -11,7 +11,7 @@ const LIST_MAPS: &[(&str, &[&str])] = &[
     ("conditions", &["type"]),
     ("granting", &["uid"]),
     ("pods", &["uid"]),
-    ("charges", &["budget", "bucket"]),
+    ("charges", &["budget", "day"]),
 ];
 
 /// All five, in the order of the loop.

@@ -7,12 +7,13 @@
 use super::period::Period;
 use crate::carbon::Milligrams;
 use jiff::Timestamp;
+use jiff::civil::Date;
 use std::collections::HashSet;
 
-/// Grams booked to one bucket of a budget's time.
+/// Grams booked to one day of a budget's time zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charge {
-    pub bucket: String,
+    pub day: Date,
     pub mass: Milligrams,
 }
 
@@ -22,7 +23,7 @@ pub struct Entry {
     pub uid: String,
     /// What was set aside when it was granted.
     pub reserved: Milligrams,
-    /// What it was measured to have emitted so far, by bucket.
+    /// What it was measured to have emitted so far, by day.
     pub charges: Vec<Charge>,
     /// True once the job has ended and its energy is known: nothing stays set aside.
     pub settled: bool,
@@ -99,7 +100,7 @@ pub fn totals(
         let here: Milligrams = entry
             .charges
             .iter()
-            .filter(|c| period.counts(&c.bucket, now))
+            .filter(|c| period.counts(c.day, now))
             .map(|c| c.mass)
             .sum();
         totals.consumed += here;
@@ -107,7 +108,9 @@ pub fn totals(
         if entry.settled && here > Milligrams(0) {
             totals.refunded += entry.refund().or_zero();
         }
-        totals.overrun += (entry.charged() - entry.reserved).or_zero();
+        if here > Milligrams(0) {
+            totals.overrun += (entry.charged() - entry.reserved).or_zero();
+        }
     }
     for grant in granting.iter().filter(|grant| known.insert(&grant.uid)) {
         totals.reserved += grant.mass;
@@ -131,7 +134,7 @@ mod tests {
 
     fn entry(uid: &str, reserved: i64, charged: i64, settled: bool) -> Entry {
         let charges = vec![Charge {
-            bucket: "2026-11".into(),
+            day: "2026-11-20".parse().unwrap(),
             mass: Milligrams(charged),
         }];
         Entry {
@@ -207,7 +210,7 @@ mod tests {
     #[test]
     fn another_periods_charge_does_not_count_but_its_open_reservation_does() {
         let mut old = entry("a", 100, 40, false);
-        old.charges[0].bucket = "2026-10".into();
+        old.charges[0].day = "2026-10-31".parse().unwrap();
         let sum = totals(Milligrams(1000), &month(), &[old], &[], now());
         assert_eq!(
             (sum.consumed, sum.reserved),

@@ -1,7 +1,9 @@
 //! From a request to grams: which model, which GPU, which law, which grid.
 
 use crate::carbon::{Footprint, Intensity, Milligrams, Pue};
-use crate::law::{Catalogue, Features, FlopCount, Form, Gpu, Law, Prediction, Workload, count};
+use crate::law::{
+    Catalogue, Features, FlopCount, Form, GPU_EXAMPLES, Gpu, Law, Prediction, Workload, count,
+};
 use std::collections::BTreeMap;
 
 /// What a job asks for.
@@ -56,6 +58,10 @@ pub struct Estimate {
 pub enum EstimateError {
     #[error("model {0} is no longer in the catalogue")]
     Model(String),
+    #[error(
+        "nvidia.com/gpu.product: {asked:?} is neither a product of this cluster nor a known one; {allowed}"
+    )]
+    UnknownGpu { asked: String, allowed: String },
     #[error("no GPU product is known: label nodes with nvidia.com/gpu.product, or name one")]
     NoGpu,
     #[error("the prediction is not a positive number of grams")]
@@ -72,7 +78,7 @@ impl Oracle {
             .ok_or_else(|| EstimateError::Model(request.workload.model.clone()))?;
         let flops = count(model, &request.workload);
         let features = Features::of_job(&request.workload, &flops, request.pods, request.gpus);
-        let sites = self.eligible(request);
+        let sites = self.eligible(request)?;
         let several = sites.len() > 1;
         sites
             .into_iter()
@@ -98,7 +104,9 @@ impl Oracle {
             .unwrap_or_else(|| Law::prior(Form::default(), gpu))
     }
 
-    fn eligible(&self, request: &Request) -> Vec<Site> {
+    /// Where the request may run. A product that no node has is priced by its law or prior,
+    /// if it is one: of a typing error nothing can be predicted.
+    fn eligible(&self, request: &Request) -> Result<Vec<Site>, EstimateError> {
         let asked = |gpu: &Gpu| request.eligible.is_empty() || request.eligible.contains(gpu);
         let known: Vec<Site> = self
             .sites
@@ -107,18 +115,38 @@ impl Oracle {
             .cloned()
             .collect();
         if !known.is_empty() {
-            return known;
+            return Ok(known);
         }
         let (intensity, pue) = self.fallback.clone();
-        request
+        let named: Vec<Site> = request
             .eligible
             .iter()
+            .filter(|gpu| gpu.is_product() || self.laws.contains_key(gpu))
             .map(|gpu| Site {
                 gpu: gpu.clone(),
                 intensity: intensity.clone(),
                 pue: pue.clone(),
             })
-            .collect()
+            .collect();
+        match request.eligible.first() {
+            Some(gpu) if named.is_empty() => Err(EstimateError::UnknownGpu {
+                asked: gpu.to_string(),
+                allowed: self.products(),
+            }),
+            _ => Ok(named),
+        }
+    }
+
+    /// What a node selector may name, in words.
+    fn products(&self) -> String {
+        let mut here: Vec<&str> = self.sites.iter().map(|site| site.gpu.as_str()).collect();
+        here.sort_unstable();
+        here.dedup();
+        if here.is_empty() {
+            format!("for example {GPU_EXAMPLES}")
+        } else {
+            format!("here are: {}", here.join(", "))
+        }
     }
 
     fn at(

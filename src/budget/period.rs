@@ -62,26 +62,18 @@ impl Period {
         }
     }
 
-    /// The bucket that a charge at `now` goes to: the period itself, or the day of a
-    /// rolling window.
-    pub fn bucket(&self, now: Timestamp) -> String {
-        match self {
-            Self::Rolling(zone, _) => now.to_zoned(zone.clone()).date().to_string(),
-            _ => self.at(now).id,
-        }
+    /// The day in the budget's time zone, which a charge at `now` is booked to. Every period
+    /// begins and ends at a midnight, so a change of period loses nothing.
+    pub fn day(&self, now: Timestamp) -> Date {
+        now.to_zoned(self.zone().clone()).date()
     }
 
-    /// True where a charge in `bucket` counts at `now`.
-    pub fn counts(&self, bucket: &str, now: Timestamp) -> bool {
-        match self {
-            Self::Rolling(zone, days) => {
-                let today = now.to_zoned(zone.clone()).date();
-                let first = shift(today, 1 - i64::from(*days));
-                // A bucket from another policy is no date: what burned counts.
-                bucket.parse::<Date>().is_ok_and(|day| day >= first)
-            }
-            _ => bucket == self.at(now).id,
-        }
+    /// True where a charge booked to `day` counts at `now`.
+    pub fn counts(&self, day: Date, now: Timestamp) -> bool {
+        let span = self.at(now);
+        let first = span.start.to_zoned(self.zone().clone()).date();
+        let next = span.end.to_zoned(self.zone().clone()).date();
+        first <= day && day < next
     }
 
     fn zone(&self) -> &TimeZone {
@@ -147,9 +139,22 @@ mod tests {
     #[test]
     fn a_rolling_window_forgets_its_oldest_day() {
         let period = Period::Rolling(TimeZone::UTC, 7);
-        let bucket = period.bucket(at("2026-11-01T10:00:00Z"));
-        assert!(period.counts(&bucket, at("2026-11-07T23:59:59Z")));
-        assert!(!period.counts(&bucket, at("2026-11-08T00:00:00Z")));
+        let day = period.day(at("2026-11-01T10:00:00Z"));
+        assert!(period.counts(day, at("2026-11-07T23:59:59Z")));
+        assert!(!period.counts(day, at("2026-11-08T00:00:00Z")));
+    }
+
+    #[test]
+    fn what_was_booked_counts_on_when_the_kind_of_period_changes() {
+        let now = at("2026-11-23T12:00:00Z");
+        let day = Period::Month(berlin()).day(now);
+        for period in [
+            Period::Day(berlin()),
+            Period::Week(berlin()),
+            Period::Rolling(berlin(), 7),
+        ] {
+            assert!(period.counts(day, now), "{period:?}");
+        }
     }
 
     proptest::proptest! {
@@ -161,7 +166,8 @@ mod tests {
                 proptest::prop_assert!(span.start <= now && now < span.end);
                 proptest::prop_assert_eq!(&period.at(span.start).id, &span.id);
                 proptest::prop_assert_ne!(&period.at(span.end).id, &span.id);
-                proptest::prop_assert!(period.counts(&period.bucket(now), now));
+                proptest::prop_assert!(period.counts(period.day(now), now));
+                proptest::prop_assert!(!period.counts(period.day(now), span.end));
             }
         }
     }

@@ -19,7 +19,8 @@ pub struct Budget {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
     pub uid: String,
-    pub created: Timestamp,
+    /// When it began to wait.
+    pub since: Timestamp,
     /// What each budget of the namespace is asked for, in the budgets' order: budgets may
     /// charge different quantiles.
     pub needs: Vec<Need>,
@@ -49,15 +50,15 @@ pub struct Plan {
     pub waiting: Vec<Refusal>,
 }
 
-/// Plans for one namespace: oldest job first; one that does not fit lets smaller ones
+/// Plans for one namespace: who waits longest first; one that does not fit lets smaller ones
 /// pass. Every budget must have room, or none is charged.
 pub fn plan(namespace: &str, budgets: &[Budget], candidates: &[Candidate], now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut budgets = budgets.to_vec();
     let mut queue: Vec<&Candidate> = candidates.iter().collect();
-    queue.sort_by(|a, b| (a.created, &a.uid).cmp(&(b.created, &b.uid)));
+    queue.sort_by(|a, b| (a.since, &a.uid).cmp(&(b.since, &b.uid)));
     for candidate in queue {
-        let waited = SignedDuration::from_secs(now.as_second() - candidate.created.as_second());
+        let waited = SignedDuration::from_secs(now.as_second() - candidate.since.as_second());
         let verdicts: Vec<Verdict> = budgets
             .iter()
             .zip(&candidate.needs)
@@ -143,7 +144,7 @@ mod tests {
     fn job(uid: &str, age: i64, mg: i64, budgets: usize) -> Candidate {
         Candidate {
             uid: uid.into(),
-            created: now() - SignedDuration::from_secs(age),
+            since: now() - SignedDuration::from_secs(age),
             needs: vec![Need::Known(Milligrams(mg)); budgets],
         }
     }

@@ -1,7 +1,7 @@
 //! The webhook's certificate: made and renewed by the leader, kept in a Secret, its CA put
 //! into the webhook configurations before the leaf is served.
 
-use super::controller::{Context, Failure};
+use super::context::{Context, Failure};
 use crate::contract::{TLS_SECRET, WEBHOOKS};
 use crate::serve::shutdown::Stop;
 use jiff::{Timestamp, ToSpan};

@@ -1,6 +1,7 @@
 //! Asks every exporter for its ledger page, once a second.
 
 use super::stores::ExporterSeen;
+use super::world::NodeInfo;
 use crate::clock;
 use crate::contract::EXPORTER_PORT;
 use crate::node::LedgerPage;
@@ -15,6 +16,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 const DEADLINE: Duration = Duration::from_secs(3);
+/// A node that is gone and silent for this long will not speak again.
+const GONE_US: u64 = 60_000_000;
 const LARGEST_PAGE: usize = 16 << 20;
 
 /// The last page of each node, and when it came.
@@ -68,6 +71,14 @@ impl Pages {
             }
         }
         failed
+    }
+
+    /// Drops pages of nodes that are gone and have been silent for a while.
+    pub(super) fn forget_nodes(&mut self, nodes: &[Arc<NodeInfo>]) {
+        let now = clock::monotonic_micros();
+        let there = |node: &str| nodes.iter().any(|known| known.name == node);
+        self.pages
+            .retain(|node, (_, at)| now.saturating_sub(*at) < GONE_US || there(node));
     }
 
     /// Pages by node, with their age's origin in µs.

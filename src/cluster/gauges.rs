@@ -1,6 +1,6 @@
 //! The controller's gauges, from the caches at the end of a cycle.
 
-use super::controller::Context;
+use super::context::Context;
 use super::objects::Work;
 use super::world::law_of;
 use crate::contract as c;
@@ -27,7 +27,7 @@ fn budgets(context: &Context) -> Vec<Family> {
     let mut used = Family::new(c::BUDGET_USED);
     let mut reserved = Family::new(c::BUDGET_RESERVED);
     let mut remaining = Family::new(c::BUDGET_REMAINING);
-    for budget in context.caches.budgets.all() {
+    for budget in context.caches.world.budgets.all() {
         let Some(status) = &budget.status else {
             continue;
         };
@@ -46,7 +46,7 @@ fn budgets(context: &Context) -> Vec<Family> {
 fn held(context: &Context, works: &[Work]) -> Vec<Family> {
     let now = context.now().as_second();
     let mut by_namespace: BTreeMap<String, (u32, i64)> = BTreeMap::new();
-    for budget in context.caches.budgets.all() {
+    for budget in context.caches.world.budgets.all() {
         by_namespace
             .entry(budget.namespace().unwrap_or_default())
             .or_default();
@@ -54,7 +54,7 @@ fn held(context: &Context, works: &[Work]) -> Vec<Family> {
     for work in works.iter().filter(|work| work.held) {
         let slot = by_namespace.entry(work.namespace.clone()).or_default();
         slot.0 += 1;
-        slot.1 = slot.1.max(now - work.created.as_second());
+        slot.1 = slot.1.max(now - work.since.as_second());
     }
     let mut jobs = Family::new(c::HELD_JOBS);
     let mut age = Family::new(c::HELD_AGE);
@@ -68,7 +68,7 @@ fn held(context: &Context, works: &[Work]) -> Vec<Family> {
 fn laws(context: &Context) -> Vec<Family> {
     let mut error = Family::new(c::LAW_ERROR);
     let mut observations = Family::new(c::LAW_OBSERVATIONS);
-    for object in context.caches.laws.all() {
+    for object in context.caches.world.laws.all() {
         let law = law_of(&object);
         let labels = vec![
             ("gpu", law.gpu.to_string()),
@@ -84,7 +84,7 @@ fn laws(context: &Context) -> Vec<Family> {
 
 fn intensities(context: &Context) -> Family {
     let mut family = Family::new(c::INTENSITY);
-    for zone in context.caches.zones.all() {
+    for zone in context.caches.world.zones.all() {
         let Ok((intensity, _)) = zone.spec.resolve(&zone.name_any()) else {
             continue;
         };

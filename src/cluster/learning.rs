@@ -1,6 +1,6 @@
 //! A settled job becomes an observation, and the law of its GPU learns from it: once.
 
-use super::controller::{Context, Failure};
+use super::context::{Context, Failure};
 use super::objects::Progress;
 use super::world::{gpu_of, law_of};
 use crate::api::{
@@ -37,7 +37,7 @@ pub(super) async fn learn(
         }
     };
     let api: Api<EnergyLaw> = Api::all(context.client.clone());
-    let laws = context.caches.laws.all();
+    let laws = context.caches.world.laws.all();
     let name = laws
         .iter()
         .find(|law| gpu_of(law).as_ref() == Some(&gpu))
@@ -90,6 +90,9 @@ fn observe(
     progress: Option<Progress>,
     pods: &[(&LedgerPage, &PodEnergy)],
 ) -> Result<(Gpu, Observation), &'static str> {
+    if status.estimated {
+        return Err("NodeLost");
+    }
     if progress != Some(Progress::Succeeded) {
         return Err("NotSucceeded");
     }

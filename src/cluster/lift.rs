@@ -1,6 +1,6 @@
 //! Lifting holds: with a grant, by hand, or all of them when Jouleward leaves.
 
-use super::controller::{Context, Failure};
+use super::context::{Context, Failure};
 use super::objects::{Kind, Lite, Work};
 use super::review::annotation_path;
 use super::stores;

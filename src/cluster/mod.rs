@@ -1,17 +1,24 @@
 //! The cluster: the webhook that predicts and holds, and the controller that keeps the
 //! ledger, releases, and learns.
 
+mod budget_status;
+mod caches;
 mod certificates;
+mod context;
 pub mod controller;
 mod crash;
 mod cycle;
 mod energy;
+mod follow;
 mod gauges;
 mod grants;
 mod learning;
 pub mod lease;
+mod ledger;
 mod lift;
+mod memory;
 mod objects;
+mod records;
 mod refusals;
 mod review;
 mod stores;
@@ -19,6 +26,7 @@ mod tracking;
 mod upkeep;
 mod verdicts;
 pub mod webhook;
+mod works;
 mod world;
 
 #[cfg(debug_assertions)]

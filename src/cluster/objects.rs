@@ -73,6 +73,7 @@ pub struct TemplateMetadata {
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
     pub containers: Vec<Container>,
+    pub init_containers: Vec<Container>,
     pub node_name: Option<String>,
     pub node_selector: BTreeMap<String, String>,
     pub scheduling_gates: Vec<Gate>,
@@ -86,9 +87,11 @@ pub struct Gate {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Container {
     pub resources: Resources,
+    /// `Always` makes an init container a sidecar.
+    pub restart_policy: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -156,6 +159,15 @@ pub enum Progress {
     Failed,
 }
 
+/// What controls a piece of work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    Nobody,
+    /// A batch/v1 Job, by UID.
+    Job(String),
+    Another,
+}
+
 /// A GPU job or pod.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Work {
@@ -164,6 +176,8 @@ pub struct Work {
     pub name: String,
     pub uid: String,
     pub created: Timestamp,
+    /// Since when it waits: its creation, or when it was held as it asked to run.
+    pub since: Timestamp,
     /// The job's annotations with its template's on top.
     pub annotations: BTreeMap<String, String>,
     /// Pods that each do the annotated work.
@@ -180,7 +194,9 @@ pub struct Work {
     /// The refusal, as it was stamped.
     pub refused: Option<String>,
     pub progress: Progress,
-    pub owner: Option<(String, String)>,
+    /// The node a pod is bound to; one that is created with it cannot be gated.
+    pub node: Option<String>,
+    pub owner: Owner,
 }
 
 impl Work {
@@ -201,14 +217,12 @@ impl Work {
             annotations.extend(object.spec.template.metadata.annotations.clone());
         }
         let suspended = object.spec.suspend == Some(true);
+        let created = meta.creation_timestamp.unwrap_or(Timestamp::UNIX_EPOCH);
+        let since = meta.annotations.get(HOLD).and_then(|at| at.parse().ok());
         let held = match kind {
             Kind::Job => suspended && meta.annotations.contains_key(HOLD),
             Kind::Pod => pod.scheduling_gates.iter().any(|gate| gate.name == GATE),
         };
-        let owner = meta
-            .owner_references
-            .iter()
-            .find(|owner| owner.controller == Some(true));
         Some(Self {
             kind,
             namespace: meta.namespace.clone(),
@@ -218,7 +232,8 @@ impl Work {
                 meta.name.clone()
             },
             uid: meta.uid.clone(),
-            created: meta.creation_timestamp.unwrap_or(Timestamp::UNIX_EPOCH),
+            created,
+            since: since.map_or(created, |since: Timestamp| since.max(created)),
             annotations,
             pods: if kind == Kind::Job {
                 object.spec.pods()
@@ -232,8 +247,32 @@ impl Work {
             granted: meta.annotations.contains_key(GRANTED),
             refused: meta.annotations.get(REFUSED).cloned(),
             progress: object.progress(kind),
-            owner: owner.map(|owner| (owner.kind.clone(), owner.uid.clone())),
+            node: object.spec.pod.node_name.clone(),
+            owner: meta.owner(),
         })
+    }
+
+    /// A pod that burned and is gone, of which no more is known than its exporter tells.
+    pub(super) fn gone(namespace: &str, name: &str, uid: &str, ended: Timestamp) -> Self {
+        Self {
+            kind: Kind::Pod,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            created: ended,
+            since: ended,
+            annotations: BTreeMap::new(),
+            pods: 1,
+            gpus: 1,
+            eligible: Vec::new(),
+            held: false,
+            author_suspended: false,
+            granted: false,
+            refused: None,
+            progress: Progress::Failed,
+            node: None,
+            owner: Owner::Nobody,
+        }
     }
 
     /// The parameters that were asked for, without prefix and stamps.
@@ -246,6 +285,19 @@ impl Work {
                 Some((name.to_owned(), value.clone()))
             })
             .collect()
+    }
+}
+
+impl Metadata {
+    fn owner(&self) -> Owner {
+        let mut owners = self.owner_references.iter();
+        match owners.find(|owner| owner.controller == Some(true)) {
+            None => Owner::Nobody,
+            Some(owner) if owner.kind == "Job" && owner.api_version == "batch/v1" => {
+                Owner::Job(owner.uid.clone())
+            }
+            Some(_) => Owner::Another,
+        }
     }
 }
 
@@ -275,16 +327,31 @@ impl Lite {
     }
 }
 
+/// GPUs that the pod holds at once at most: of its containers with its sidecars, or of one
+/// init container with the sidecars started before it.
 fn gpus(pod: &PodSpec) -> u32 {
-    let of = |container: &Container| -> u32 {
-        let limits = container
-            .resources
-            .limits
-            .iter()
-            .filter(|(name, _)| name.starts_with(GPU_RESOURCE));
-        limits.map(|(_, quantity)| count(quantity)).sum()
-    };
-    pod.containers.iter().map(of).sum()
+    let mut sidecars = 0;
+    let mut most = 0;
+    for container in &pod.init_containers {
+        let own = container.gpus();
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars += own;
+        } else {
+            most = most.max(sidecars + own);
+        }
+    }
+    let running: u32 = pod.containers.iter().map(Container::gpus).sum();
+    most.max(sidecars + running)
+}
+
+impl Container {
+    fn gpus(&self) -> u32 {
+        let limits = self.resources.limits.iter();
+        limits
+            .filter(|(name, _)| name.starts_with(GPU_RESOURCE))
+            .map(|(_, quantity)| count(quantity))
+            .sum()
+    }
 }
 
 fn count(quantity: &serde_json::Value) -> u32 {
@@ -353,6 +420,50 @@ mod tests {
         let stamped =
             json!({ "metadata": { "annotations": { HOLD: "x" } }, "spec": { "suspend": true } });
         assert!(Work::of(Kind::Job, &job(&stamped)).unwrap().held);
+    }
+
+    #[test]
+    fn gpus_of_init_containers_and_sidecars_count_as_the_scheduler_counts_them() {
+        let with = |number: u32| json!({ "limits": { "nvidia.com/gpu": number } });
+        let pod: PodSpec = serde_json::from_value(json!({
+            "initContainers": [
+                { "resources": with(1), "restartPolicy": "Always" },
+                { "resources": with(4) },
+            ],
+            "containers": [{ "resources": with(2) }],
+        }))
+        .unwrap();
+        assert_eq!(gpus(&pod), 5);
+    }
+
+    #[test]
+    fn only_a_batch_job_that_controls_a_pod_is_its_job() {
+        let owned = |api_version: &str, controller: bool| {
+            let pod: Lite = serde_json::from_value(json!({
+                "metadata": { "ownerReferences": [{ "apiVersion": api_version, "kind": "Job",
+                    "name": "j", "uid": "u", "controller": controller }] },
+                "spec": { "containers": [{ "resources": { "limits": { "nvidia.com/gpu": "1" } } }] },
+            }))
+            .unwrap();
+            Work::of(Kind::Pod, &pod).unwrap().owner
+        };
+        assert_eq!(owned("batch/v1", true), Owner::Job("u".into()));
+        assert_eq!(owned("batch.volcano.sh/v1alpha1", true), Owner::Another);
+        assert_eq!(owned("batch/v1", false), Owner::Nobody);
+    }
+
+    #[test]
+    fn a_hold_tells_since_when_it_waits_and_never_from_before_the_job_was() {
+        let held = |since: &str| {
+            let extra = json!({
+                "metadata": { "creationTimestamp": "2026-11-23T12:00:00Z", "annotations": { HOLD: since } },
+                "spec": { "suspend": true },
+            });
+            Work::of(Kind::Job, &job(&extra)).unwrap().since.to_string()
+        };
+        assert_eq!(held("2026-11-23T13:00:00Z"), "2026-11-23T13:00:00Z");
+        assert_eq!(held("2020-01-01T00:00:00Z"), "2026-11-23T12:00:00Z");
+        assert_eq!(held("WaitingForBudget"), "2026-11-23T12:00:00Z");
     }
 
     #[test]

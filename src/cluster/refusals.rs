@@ -1,8 +1,8 @@
 //! Telling a held job why it waits or that it will not run, where people look: an Event,
 //! a condition, an annotation.
 
-use super::controller::{Context, Failure};
-use super::cycle::Memory;
+use super::context::{Context, Failure};
+use super::memory::Memory;
 use super::objects::{Kind, Work};
 use super::verdicts::{explain, forecast};
 use crate::api::CarbonBudget;

@@ -1,7 +1,7 @@
 //! Admission reviews: a pure function of the review and a snapshot. No call goes out, no
 //! state is kept: a dry run is answered like any other and changes nothing.
 
-use super::objects::{Kind, Lite, Work};
+use super::objects::{Kind, Lite, Owner, Work};
 use super::verdicts::{
     Forecast, Spoken, Terms, forecast, judge, parameter_warning, strictest, worst,
 };
@@ -127,8 +127,10 @@ pub enum Step {
     Validate,
 }
 
-/// Controllers of the cluster whose pods their owners are charged for.
+/// Controllers of the cluster whose pods their owners are charged for: the controller
+/// manager with an account for each controller, or with one for all.
 const POD_MAKERS: &str = "system:serviceaccount:kube-system:";
+const POD_MAKER: &str = "system:kube-controller-manager";
 
 /// Answers one review; an unreadable one is an error for the caller.
 pub fn answer(
@@ -203,7 +205,8 @@ fn decide_request(
 /// "My owner is charged" is believed only of a pod that a controller of the cluster made;
 /// a forged owner reference makes a pod of its own.
 fn charged_to_owner(work: &Work, request: &Request) -> bool {
-    work.owner.is_some() && request.user_info.username.starts_with(POD_MAKERS)
+    let user = &request.user_info.username;
+    work.owner != Owner::Nobody && (user == POD_MAKER || user.starts_with(POD_MAKERS))
 }
 
 struct Case<'a> {
@@ -243,7 +246,8 @@ impl Case<'_> {
             .as_ref()
             .is_some_and(|old| old.metadata.annotations.contains_key(HOLD));
         let released = self.request.operation == "UPDATE" && (self.work.granted || was_held);
-        let hold = self.holds() && !self.work.author_suspended && !released;
+        let hold =
+            self.holds() && !self.work.author_suspended && !released && self.work.node.is_none();
         outcome.reason = "Stamped";
         if hold {
             self.hold(&mut patch);
@@ -300,7 +304,7 @@ impl Case<'_> {
                         .push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
                 }
                 patch.push(json!({ "op": "add", "path": "/spec/suspend", "value": true }));
-                patch.push(json!({ "op": "add", "path": annotation_path(HOLD), "value": "WaitingForBudget" }));
+                patch.push(json!({ "op": "add", "path": annotation_path(HOLD), "value": self.now.to_string() }));
             }
             Kind::Pod => {
                 let gates = &self.object.spec.pod.scheduling_gates;
@@ -336,7 +340,7 @@ impl Case<'_> {
             spoken.partition(|(terms, _)| terms.policy.mode == Mode::Enforce && self.holds());
         response
             .warnings
-            .extend(parameter_warning(self.terms, &forecast));
+            .extend(parameter_warning(self.terms, &forecast, oracle));
         for (terms, spoken) in &shown {
             if terms.policy.mode != Mode::Audit && spoken.verdict.decision != Decision::Admit {
                 outcome.decision = "warned";
@@ -364,24 +368,34 @@ impl Case<'_> {
     fn enforce(&self, spoken: &Spoken, response: &mut Response, outcome: &mut Outcome) {
         match spoken.verdict.decision {
             Decision::Admit => {}
+            Decision::Hold if self.work.node.is_some() => deny(
+                response,
+                outcome,
+                &format!(
+                    "{}; a pod that names its node cannot be held: leave spec.nodeName out",
+                    spoken.message
+                ),
+            ),
             Decision::Hold => {
                 outcome.decision = "held";
                 response
                     .warnings
                     .push(format!("jouleward: held: {}", spoken.message));
             }
-            Decision::Reject => {
-                outcome.decision = "denied";
-                response.allowed = false;
-                response.status = Some(json!({
-                    "status": "Failure",
-                    "code": 403,
-                    "reason": "CarbonBudgetExceeded",
-                    "message": spoken.message,
-                }));
-            }
+            Decision::Reject => deny(response, outcome, &spoken.message),
         }
     }
+}
+
+fn deny(response: &mut Response, outcome: &mut Outcome, message: &str) {
+    outcome.decision = "denied";
+    response.allowed = false;
+    response.status = Some(json!({
+        "status": "Failure",
+        "code": 403,
+        "reason": "CarbonBudgetExceeded",
+        "message": message,
+    }));
 }
 
 /// JSON pointer of an annotation.

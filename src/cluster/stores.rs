@@ -146,13 +146,6 @@ where
     }
 }
 
-/// A GPU pod, and the node it is on.
-#[derive(Debug, Clone)]
-pub(super) struct PodSeen {
-    pub(super) work: Work,
-    pub(super) node: Option<String>,
-}
-
 /// An exporter, by node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExporterSeen {
@@ -169,16 +162,15 @@ pub(super) fn job(object: Job) -> Option<Work> {
     Work::of(Kind::Job, &lite(object)?)
 }
 
-pub(super) fn pod(object: Pod) -> Option<PodSeen> {
-    let lite = lite(object)?;
-    let node = lite.spec.pod.node_name.clone();
-    Some(PodSeen {
-        work: Work::of(Kind::Pod, &lite)?,
-        node,
-    })
+pub(super) fn pod(object: Pod) -> Option<Work> {
+    Work::of(Kind::Pod, &lite(object)?)
 }
 
+/// An exporter that answers; one that is being deleted is replaced by another.
 pub(super) fn exporter(object: Pod) -> Option<ExporterSeen> {
+    if object.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
     let lite = lite(object)?;
     Some(ExporterSeen {
         node: lite.spec.pod.node_name?,

@@ -1,10 +1,25 @@
 //! What a reservation's status should be, given the exporters' pages: drawn down while the
 //! job runs, settled when it has ended and its energy is known. Pure.
 
-use crate::api::{BookedCharge, CarbonReservation, PodCharge, ReservationStatus};
+use crate::api::{BookedCharge, CarbonReservation, PodCharge, ReservationStatus, RunCharge};
 use crate::carbon::{Basis, Intensity, Kind, Milligrams, Pue, Signal, grams};
 use crate::law::Joules;
 use crate::node::{LedgerPage, PodEnergy};
+
+/// Runs of an exporter that one pod's record keeps apart.
+const RUNS: usize = 16;
+
+/// How sure it is that nothing more will be told of a workload's energy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Told {
+    /// Some node has not answered since the workload ended.
+    #[default]
+    Waiting,
+    /// Every node it ran on has been asked since it ended.
+    All,
+    /// A node it ran on is gone for good, and the rest has been asked.
+    Lost,
+}
 
 /// What is known of a reservation's workload now.
 #[derive(Debug, Clone, Default)]
@@ -13,10 +28,9 @@ pub(super) struct Seen<'a> {
     pub(super) pods: Vec<(&'a LedgerPage, &'a PodEnergy)>,
     /// True once it has ended or is gone.
     pub(super) ended: bool,
-    /// True once nothing more can come: every node it ran on has been asked since it ended.
-    pub(super) complete: bool,
-    /// (budget, bucket) that a charge now goes to.
-    pub(super) buckets: Vec<(String, String)>,
+    pub(super) told: Told,
+    /// (budget, day) that a charge now goes to.
+    pub(super) days: Vec<(String, String)>,
 }
 
 /// The status that follows.
@@ -28,18 +42,20 @@ pub(super) fn follow(reservation: &CarbonReservation, seen: &Seen, now: &str) ->
     for (page, pod) in &seen.pods {
         record(&mut status.pods, page, pod);
     }
-    let measured: i64 = status
-        .pods
-        .iter()
-        .map(|pod| pod.millijoules + pod.earlier_millijoules)
-        .sum();
+    let measured: i64 = status.pods.iter().map(PodCharge::millijoules).sum();
     status.measured_millijoules = measured.max(status.measured_millijoules);
     let charged = price(reservation, status.measured_millijoules);
-    book(&mut status, charged, &seen.buckets);
-    let known = status.pods.iter().all(|pod| pod.is_final) || seen.complete;
+    book(&mut status, charged, &seen.days);
     // A deleted job's pod may burn on for as long as its grace period.
     let burning = seen.pods.iter().any(|(_, pod)| !pod.is_final);
-    if seen.ended && !burning && known && (seen.complete || !status.pods.is_empty()) {
+    let all_there = i64::try_from(status.pods.len()).is_ok_and(|n| n >= reservation.spec.pods);
+    let known = all_there && status.pods.iter().all(|pod| pod.is_final);
+    if seen.ended && !burning && (known || seen.told != Told::Waiting) {
+        if seen.told == Told::Lost && !known {
+            status.estimated = true;
+            let reserved = Milligrams(reservation.spec.reserved_milligrams);
+            book(&mut status, reserved.max(charged), &seen.days);
+        }
         status.settled = true;
         status.settled_at = Some(now.to_owned());
         status.refund_milligrams = reservation.spec.reserved_milligrams - status.charged_milligrams;
@@ -49,25 +65,31 @@ pub(super) fn follow(reservation: &CarbonReservation, seen: &Seen, now: &str) ->
 
 fn record(pods: &mut Vec<PodCharge>, page: &LedgerPage, pod: &PodEnergy) {
     let millijoules = i64::try_from(pod.microjoules.div_ceil(1000)).unwrap_or(i64::MAX);
-    match pods.iter_mut().find(|known| known.uid == pod.uid) {
-        None => pods.push(PodCharge {
+    let index = pods.iter().position(|known| known.uid == pod.uid);
+    let index = index.unwrap_or_else(|| {
+        pods.push(PodCharge {
             uid: pod.uid.clone(),
-            millijoules,
-            earlier_millijoules: 0,
-            epoch: page.epoch.clone(),
-            is_final: pod.is_final,
-        }),
-        Some(known) => {
-            if known.epoch != page.epoch {
-                known.earlier_millijoules += known.millijoules;
-                known.millijoules = 0;
-                known.epoch.clone_from(&page.epoch);
-            }
-            // A page that comes late must not take anything back.
-            known.millijoules = known.millijoules.max(millijoules);
-            known.is_final = pod.is_final;
-        }
+            ..PodCharge::default()
+        });
+        pods.len() - 1
+    });
+    let known = &mut pods[index];
+    known.node.clone_from(&page.node);
+    known.is_final = pod.is_final;
+    // Two exporters may answer in turn while one replaces the other: each run counts once,
+    // and a page that comes late takes nothing back.
+    if let Some(run) = known.runs.iter_mut().find(|run| run.epoch == page.epoch) {
+        run.millijoules = run.millijoules.max(millijoules);
+        return;
     }
+    if known.runs.len() >= RUNS {
+        let oldest = known.runs.remove(0);
+        known.runs[0].millijoules += oldest.millijoules;
+    }
+    known.runs.push(RunCharge {
+        epoch: page.epoch.clone(),
+        millijoules,
+    });
 }
 
 /// Milligrams of an energy at the intensity and PUE that the reservation froze.
@@ -88,27 +110,34 @@ fn price(reservation: &CarbonReservation, millijoules: i64) -> Milligrams {
     grams(Joules(millijoules as f64 / 1000.0), &intensity, &pue)
 }
 
-/// Books what is new to the period at hand, for every budget; never takes back.
-fn book(status: &mut ReservationStatus, charged: Milligrams, buckets: &[(String, String)]) {
-    let new = charged.0 - status.charged_milligrams;
-    if new <= 0 {
-        return;
-    }
-    for (budget, bucket) in buckets {
+/// Books what is new to the day at hand, for every budget by itself, so that one that could
+/// not be booked for a while gets all of it later; never takes back.
+fn book(status: &mut ReservationStatus, charged: Milligrams, days: &[(String, String)]) {
+    for (budget, day) in days {
+        let booked: i64 = status
+            .charges
+            .iter()
+            .filter(|charge| charge.budget == *budget)
+            .map(|charge| charge.milligrams)
+            .sum();
+        let new = charged.0 - booked;
+        if new <= 0 {
+            continue;
+        }
         match status
             .charges
             .iter_mut()
-            .find(|c| c.budget == *budget && c.bucket == *bucket)
+            .find(|c| c.budget == *budget && c.day == *day)
         {
             Some(charge) => charge.milligrams += new,
             None => status.charges.push(BookedCharge {
                 budget: budget.clone(),
-                bucket: bucket.clone(),
+                day: day.clone(),
                 milligrams: new,
             }),
         }
     }
-    status.charged_milligrams = charged.0;
+    status.charged_milligrams = charged.0.max(status.charged_milligrams);
 }
 
 #[cfg(test)]
@@ -159,6 +188,7 @@ pub(super) mod tests {
             is_final,
             shared: false,
             held_milliseconds: 0,
+            ended_milliseconds_ago: None,
         };
         LedgerPage {
             node: "a".into(),
@@ -168,12 +198,12 @@ pub(super) mod tests {
         }
     }
 
-    fn step(reservation: &mut CarbonReservation, page: &LedgerPage, bucket: &str, ended: bool) {
+    fn step(reservation: &mut CarbonReservation, page: &LedgerPage, day: &str, ended: bool) {
         let seen = Seen {
             pods: vec![(page, &page.pods[0])],
             ended,
-            complete: false,
-            buckets: vec![("b".into(), bucket.into())],
+            told: Told::Waiting,
+            days: vec![("b".into(), day.into())],
         };
         reservation.status = Some(follow(reservation, &seen, "now"));
     }
@@ -181,9 +211,9 @@ pub(super) mod tests {
     #[test]
     fn a_running_job_is_drawn_down_and_settled_at_its_end() {
         let mut r = reservation(100);
-        step(&mut r, &page("1", 300, false), "2026-11", false);
+        step(&mut r, &page("1", 300, false), "2026-11-30", false);
         assert_eq!(r.status.as_ref().unwrap().charged_milligrams, 30);
-        step(&mut r, &page("1", 500, true), "2026-11", true);
+        step(&mut r, &page("1", 500, true), "2026-11-30", true);
         let status = r.status.unwrap();
         assert!(status.settled);
         assert_eq!(
@@ -195,16 +225,16 @@ pub(super) mod tests {
     #[test]
     fn an_exporter_that_starts_anew_loses_nothing_that_was_drawn() {
         let mut r = reservation(100);
-        step(&mut r, &page("1", 300, false), "2026-11", false);
-        step(&mut r, &page("2", 100, false), "2026-11", false);
+        step(&mut r, &page("1", 300, false), "2026-11-30", false);
+        step(&mut r, &page("2", 100, false), "2026-11-30", false);
         assert_eq!(r.status.unwrap().measured_millijoules, 400_000);
     }
 
     #[test]
     fn a_job_over_a_periods_end_is_charged_by_time_of_burning() {
         let mut r = reservation(100);
-        step(&mut r, &page("1", 300, false), "2026-11", false);
-        step(&mut r, &page("1", 800, true), "2026-12", true);
+        step(&mut r, &page("1", 300, false), "2026-11-30", false);
+        step(&mut r, &page("1", 800, true), "2026-12-01", true);
         let charges: Vec<i64> = r
             .status
             .unwrap()
@@ -222,17 +252,87 @@ pub(super) mod tests {
         let seen = Seen {
             pods: vec![(&page, &page.pods[0])],
             ended: true,
-            complete: true,
-            buckets: vec![("b".into(), "2026-11".into())],
+            told: Told::All,
+            days: vec![("b".into(), "2026-11-30".into())],
         };
         r.status = Some(follow(&r, &seen, "now"));
         assert!(!r.status.unwrap().settled);
     }
 
     #[test]
+    fn two_exporters_that_answer_in_turn_are_not_added_up_twice() {
+        let mut r = reservation(100);
+        for joules in [100, 200, 300] {
+            step(&mut r, &page("1", joules, false), "2026-11-30", false);
+            step(&mut r, &page("2", 40, false), "2026-11-30", false);
+        }
+        assert_eq!(r.status.unwrap().measured_millijoules, 340_000);
+    }
+
+    #[test]
+    fn exporters_that_restart_for_ever_lose_nothing_and_fill_nothing() {
+        let mut r = reservation(100);
+        for run in 0..100 {
+            step(
+                &mut r,
+                &page(&run.to_string(), 10, false),
+                "2026-11-30",
+                false,
+            );
+        }
+        let status = r.status.unwrap();
+        assert_eq!(status.measured_millijoules, 1_000_000);
+        assert!(status.pods[0].runs.len() <= RUNS);
+    }
+
+    #[test]
+    fn a_budget_that_could_not_be_booked_for_a_while_gets_all_of_it_later() {
+        let mut r = reservation(100);
+        let (early, late) = (page("1", 300, false), page("1", 500, true));
+        let days = |names: &[&str]| {
+            names
+                .iter()
+                .map(|n| ((*n).into(), "2026-11-30".into()))
+                .collect()
+        };
+        for (page, days) in [(&early, days(&["b"])), (&late, days(&["b", "c"]))] {
+            let seen = Seen {
+                pods: vec![(page, &page.pods[0])],
+                days,
+                ..Seen::default()
+            };
+            r.status = Some(follow(&r, &seen, "now"));
+        }
+        let charges = r.status.unwrap().charges;
+        let of = |name: &str| -> i64 {
+            let own = charges.iter().filter(|c| c.budget == name);
+            own.map(|c| c.milligrams).sum()
+        };
+        assert_eq!((of("b"), of("c")), (50, 50));
+    }
+
+    #[test]
+    fn where_the_node_is_lost_the_reservation_stands_for_the_measurement() {
+        let mut r = reservation(100);
+        step(&mut r, &page("1", 300, false), "2026-11-30", false);
+        let seen = Seen {
+            ended: true,
+            told: Told::Lost,
+            days: vec![("b".into(), "2026-11-30".into())],
+            ..Seen::default()
+        };
+        let status = follow(&r, &seen, "now");
+        assert!(status.settled && status.estimated);
+        assert_eq!(
+            (status.charged_milligrams, status.measured_millijoules),
+            (100, 300_000)
+        );
+    }
+
+    #[test]
     fn energy_not_yet_known_stays_reserved() {
         let mut r = reservation(100);
-        step(&mut r, &page("1", 300, false), "2026-11", true);
+        step(&mut r, &page("1", 300, false), "2026-11-30", true);
         assert!(!r.status.unwrap().settled);
     }
 
@@ -244,7 +344,7 @@ pub(super) mod tests {
             let mut r = reservation(100);
             let mut before = 0;
             for (epoch, joules) in pages {
-                step(&mut r, &page(&epoch.to_string(), joules, false), "2026-11", false);
+                step(&mut r, &page(&epoch.to_string(), joules, false), "2026-11-30", false);
                 let status = r.status.clone().unwrap();
                 proptest::prop_assert!(status.charged_milligrams >= before);
                 let booked: i64 = status.charges.iter().map(|c| c.milligrams).sum();

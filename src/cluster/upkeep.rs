@@ -1,7 +1,7 @@
 //! What must be true of the cluster whoever waits: labels on budgeted namespaces, a law
 //! for every GPU product, and statuses of zones and models that say what is in use.
 
-use super::controller::{Context, Failure, labels};
+use super::context::{Context, Failure};
 use super::learning::describe;
 use super::verdicts::{Terms, strictest};
 use super::world::{gpu_of, law_of};
@@ -9,8 +9,9 @@ use crate::api::{
     DiffusionModelStatus, EnergyLaw, EnergyLawSpec, GridZone, GridZoneStatus, InvalidSpec,
     set_condition, site_of,
 };
-use crate::contract::{MODE_LABEL, PRODUCT_LABEL};
+use crate::contract::{MODE_LABEL, PRODUCT_LABEL, WEBHOOKS};
 use crate::law::{Catalogue, Form, Gpu};
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -28,7 +29,7 @@ pub(super) async fn run(context: &Context) -> Result<(), Failure> {
 /// Webhooks select namespaces by the strictest mode of their budgets.
 async fn namespaces(context: &Context) -> Result<(), Failure> {
     let mut wanted: BTreeMap<String, Vec<Terms>> = BTreeMap::new();
-    for budget in context.caches.budgets.all() {
+    for budget in context.caches.world.budgets.all() {
         if budget.metadata.deletion_timestamp.is_none()
             && let (Some(namespace), Some(terms)) = (budget.namespace(), Terms::of(&budget))
         {
@@ -42,6 +43,11 @@ async fn namespaces(context: &Context) -> Result<(), Failure> {
             .and_then(|terms| strictest(terms))
             .map(|mode| format!("{mode:?}").to_lowercase());
         if labels.get(MODE_LABEL) != mode.as_ref() {
+            // Where nothing selects on it, as while Jouleward is being removed, it would
+            // only be left behind.
+            if mode.is_some() && !installed(context).await? {
+                continue;
+            }
             context.check_leading()?;
             let patch = json!({ "metadata": { "labels": { MODE_LABEL: mode } } });
             context
@@ -52,12 +58,27 @@ async fn namespaces(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Namespaces that exist, with their labels.
+fn labels(context: &Context) -> Vec<(String, BTreeMap<String, String>)> {
+    let namespaces = context.caches.namespaces.all();
+    let of = |n: &std::sync::Arc<kube::core::PartialObjectMeta<Namespace>>| {
+        (n.name_any(), n.labels().clone())
+    };
+    namespaces.iter().map(of).collect()
+}
+
+async fn installed(context: &Context) -> Result<bool, Failure> {
+    let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
+    let found = context.call(api.get_metadata_opt(WEBHOOKS)).await?;
+    Ok(found.is_some())
+}
+
 /// One law for each product that a node has.
 async fn laws(context: &Context) -> Result<(), Failure> {
     let api: Api<EnergyLaw> = Api::all(context.client.clone());
-    let laws = context.caches.laws.all();
+    let laws = context.caches.world.laws.all();
     let known: BTreeSet<Gpu> = laws.iter().filter_map(|law| gpu_of(law)).collect();
-    let nodes = context.caches.nodes.all();
+    let nodes = context.caches.world.nodes.all();
     let products = nodes
         .iter()
         .filter_map(|node| node.labels.get(PRODUCT_LABEL));
@@ -96,7 +117,7 @@ async fn laws(context: &Context) -> Result<(), Failure> {
 }
 
 async fn zones(context: &Context) -> Result<(), Failure> {
-    let objects = context.caches.objects();
+    let objects = context.caches.world.objects();
     let specs = objects.zones();
     let api: Api<GridZone> = Api::all(context.client.clone());
     for zone in &objects.zones {
@@ -152,7 +173,7 @@ fn zone_status(context: &Context, zone: &GridZone, name: &str, nodes: usize) -> 
 
 async fn models(context: &Context) -> Result<(), Failure> {
     let api: Api<crate::api::DiffusionModel> = Api::all(context.client.clone());
-    for model in context.caches.models.all() {
+    for model in context.caches.world.models.all() {
         let name = model.name_any();
         let problem: Option<InvalidSpec> =
             model.spec.add_to(&name, &mut Catalogue::built_in()).err();

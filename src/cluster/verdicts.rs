@@ -153,11 +153,17 @@ pub(super) fn worst(spoken: Vec<Spoken>) -> Option<Spoken> {
         .max_by_key(|s| rank(s.verdict.decision))
 }
 
-/// The warning that a policy wants for parameters that are missing or wrong.
-pub(super) fn parameter_warning(terms: &[Terms], forecast: &Forecast) -> Option<String> {
-    let problem = forecast.problem.as_ref()?;
-    terms
+/// The warning that a policy wants where nothing can be predicted.
+pub(super) fn parameter_warning(
+    terms: &[Terms],
+    forecast: &Forecast,
+    oracle: &Oracle,
+) -> Option<String> {
+    let lenient = terms
         .iter()
-        .any(|terms| terms.policy.on_unknown == OnUnknown::Warn)
-        .then(|| format!("jouleward: not predicted, charged as measured: {problem}"))
+        .find(|terms| terms.policy.on_unknown == OnUnknown::Warn)?;
+    let problem = forecast.estimate(oracle, lenient.policy.quantile).err()?;
+    Some(format!(
+        "jouleward: not predicted, charged as measured: {problem}"
+    ))
 }

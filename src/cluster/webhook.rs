@@ -1,23 +1,22 @@
 //! The webhook: answers reviews from a snapshot that watches keep fresh. It calls nobody
 //! while answering, and it does not matter to it who leads, only that someone does.
 
+use super::caches::{Watches, World};
 use super::review::{Snapshot, Step, answer, by_namespace};
-use super::stores::{self, Cache, keep, parsed};
-use super::world::{NodeInfo, Objects};
-use crate::api::{CarbonBudget, DiffusionModel, EnergyLaw, GridZone};
+use super::stores::Cache;
+use super::world::Objects;
 use crate::clock;
 use crate::contract::{self as c, LEASE, TLS_SECRET};
 use crate::serve::exposition::{Family, Tallies, render};
 use crate::serve::http::{Answer, Call, Server};
-use crate::serve::shutdown::Stop;
+use crate::serve::shutdown::{Stop, until_stopped};
 use crate::serve::tls::{Certificate, server_config};
 use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use kube::api::Api;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::watcher::Config;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -41,23 +40,23 @@ pub struct Settings {
 
 #[derive(Debug, Default)]
 struct Caches {
-    budgets: Arc<Cache<CarbonBudget>>,
-    laws: Arc<Cache<EnergyLaw>>,
-    models: Arc<Cache<DiffusionModel>>,
-    zones: Arc<Cache<GridZone>>,
-    nodes: Arc<Cache<NodeInfo>>,
+    world: World,
     lease: Arc<Cache<String>>,
     certificate: Arc<Cache<(Vec<u8>, Vec<u8>)>>,
 }
 
 impl Caches {
     fn synced(&self) -> bool {
-        self.budgets.is_synced()
-            && self.laws.is_synced()
-            && self.models.is_synced()
-            && self.zones.is_synced()
-            && self.nodes.is_synced()
-            && self.lease.is_synced()
+        self.world.synced() && self.lease.is_synced()
+    }
+
+    fn watch(&self, watches: &mut Watches, own: &str) {
+        self.world.watch(watches);
+        let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
+        let leases = Api::<Lease>::namespaced(watches.client.clone(), own);
+        watches.start(leases, named(LEASE), held_version, &self.lease);
+        let secrets = Api::<Secret>::namespaced(watches.client.clone(), own);
+        watches.start(secrets, named(TLS_SECRET), pair, &self.certificate);
     }
 }
 
@@ -89,7 +88,13 @@ pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), s
     });
     tracing::info!(listen = %settings.listen, "webhook starts");
     let mut tasks = JoinSet::new();
-    watch_all(&mut tasks, &client, &settings, &context, &stop);
+    let mut watches = Watches {
+        tasks: &mut tasks,
+        client: &client,
+        changed: &context.changed,
+        stop: &stop,
+    };
+    context.caches.watch(&mut watches, &settings.namespace);
     tasks.spawn(refresh(
         context.clone(),
         settings.lease_duration,
@@ -108,75 +113,7 @@ pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), s
         async move { context.show(&call) }
     };
     tasks.spawn(admin.run(None, show, stop.clone()));
-    while let Some(ended) = tasks.join_next().await {
-        if !stop.is_stopped() {
-            let why = ended
-                .err()
-                .map_or("ended".to_owned(), |error| error.to_string());
-            return Err(std::io::Error::other(format!(
-                "a part of the webhook stopped: {why}"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn watch_all(
-    tasks: &mut JoinSet<()>,
-    client: &Client,
-    settings: &Settings,
-    context: &Arc<Context>,
-    stop: &Stop,
-) {
-    let caches = &context.caches;
-    macro_rules! watch {
-        ($api:expr, $config:expr, $reduce:expr, $cache:ident) => {
-            tasks.spawn(keep(
-                $api,
-                $config,
-                $reduce,
-                caches.$cache.clone(),
-                context.changed.clone(),
-                stop.clone(),
-            ))
-        };
-    }
-    let all = Config::default;
-    let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
-    watch!(
-        Api::<DeserializeGuard<CarbonBudget>>::all(client.clone()),
-        all(),
-        parsed,
-        budgets
-    );
-    watch!(
-        Api::<DeserializeGuard<EnergyLaw>>::all(client.clone()),
-        all(),
-        parsed,
-        laws
-    );
-    watch!(
-        Api::<DeserializeGuard<DiffusionModel>>::all(client.clone()),
-        all(),
-        parsed,
-        models
-    );
-    watch!(
-        Api::<DeserializeGuard<GridZone>>::all(client.clone()),
-        all(),
-        parsed,
-        zones
-    );
-    watch!(
-        Api::<PartialObjectMeta<Node>>::all(client.clone()),
-        all(),
-        stores::node,
-        nodes
-    );
-    let leases = Api::<Lease>::namespaced(client.clone(), &settings.namespace);
-    watch!(leases, named(LEASE), held_version, lease);
-    let secrets = Api::<Secret>::namespaced(client.clone(), &settings.namespace);
-    watch!(secrets, named(TLS_SECRET), pair, certificate);
+    until_stopped(tasks, &stop, "webhook").await
 }
 
 /// The lease's version while someone holds it.
@@ -231,19 +168,8 @@ async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
 
 impl Context {
     fn renew(&self, leader_stale: bool, now: u64) {
-        let objects = Objects {
-            laws: self.caches.laws.all(),
-            models: self.caches.models.all(),
-            zones: self.caches.zones.all(),
-            nodes: self
-                .caches
-                .nodes
-                .all()
-                .iter()
-                .map(|node| (**node).clone())
-                .collect(),
-        };
-        let budgets = self.caches.budgets.all();
+        let objects = self.caches.world.objects();
+        let budgets = self.caches.world.budgets.all();
         let budgets = by_namespace(budgets.iter().map(AsRef::as_ref));
         self.snapshot.store(Arc::new(Snapshot {
             oracle: objects.oracle(),

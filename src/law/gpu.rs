@@ -35,6 +35,57 @@ const KNOWN: &[(&str, f64, f64, &str)] = &[
 /// The products a cluster is likeliest to hold, for messages that list what is allowed.
 pub const EXAMPLES: &str = "NVIDIA-A100-SXM4-40GB, NVIDIA-H100-80GB-HBM3, NVIDIA-L40S";
 
+/// How canonical names of NVIDIA's data centre, workstation and consumer products begin.
+const PRODUCTS: &[&str] = &[
+    "a10",
+    "a100",
+    "a10g",
+    "a4000",
+    "a5000",
+    "a6000",
+    "a16",
+    "a2",
+    "a30",
+    "a40",
+    "a800",
+    "b100",
+    "b200",
+    "b300",
+    "dgx-spark",
+    "gb10",
+    "gb200",
+    "gb300",
+    "geforce",
+    "gh200",
+    "gtx",
+    "h100",
+    "h20",
+    "h200",
+    "h800",
+    "jetson",
+    "l2",
+    "l20",
+    "l4",
+    "l40",
+    "l40g",
+    "l40s",
+    "orin",
+    "p100",
+    "p4",
+    "p40",
+    "quadro",
+    "rtx",
+    "t1000",
+    "t4",
+    "t400",
+    "t4g",
+    "t600",
+    "thor",
+    "titan",
+    "v100",
+    "v100s",
+];
+
 impl Gpu {
     /// Canonical form of a product name: `-SHARED` and `-MIG-…` stripped, then a leading
     /// `NVIDIA`, blanks to `-`, lower case. `None` for an empty name.
@@ -51,6 +102,16 @@ impl Gpu {
     /// A product of no measured family: its prior leaks nothing of any measurement.
     pub fn unmeasured() -> Self {
         Self("unmeasured".to_owned())
+    }
+
+    /// True where the name begins as one of NVIDIA's products does: a typing error in a node
+    /// selector should not be priced.
+    pub fn is_product(&self) -> bool {
+        let begins = |product: &str| {
+            let rest = self.0.strip_prefix(product);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '_']))
+        };
+        PRODUCTS.iter().any(|product| begins(product))
     }
 
     pub fn as_str(&self) -> &str {
@@ -125,6 +186,25 @@ mod tests {
         }
         assert_eq!(Gpu::parse("Tesla-T4").unwrap().as_str(), "t4");
         assert_eq!(Gpu::parse("  "), None);
+    }
+
+    #[test]
+    fn a_typing_error_is_no_product() {
+        for name in [
+            "NVIDIA-A100-SXM4-40GB",
+            "NVIDIA-H100-80GB-HBM3",
+            "NVIDIA-L40S-SHARED",
+            "Tesla-T4",
+            "NVIDIA-GeForce-RTX-4090",
+            "NVIDIA-RTX-A6000",
+            "NVIDIA GH200 480GB",
+            "Tesla V100-SXM2-16GB",
+        ] {
+            assert!(Gpu::parse(name).unwrap().is_product(), "{name}");
+        }
+        for name in ["NVIDIA-A1000-SXM", "XYZ", "NVIDIA-H10O-80GB", "AMD-MI300X"] {
+            assert!(!Gpu::parse(name).unwrap().is_product(), "{name}");
+        }
     }
 
     #[test]

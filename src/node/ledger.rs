@@ -34,6 +34,9 @@ pub struct PodEnergy {
     pub shared: bool,
     /// For how long it has held a GPU.
     pub held_milliseconds: u64,
+    /// How long ago it was seen to hold nothing any more; absent while it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_milliseconds_ago: Option<u64>,
 }
 
 /// The page as of now (µs, monotonic).
@@ -61,6 +64,7 @@ pub(super) fn page(meter: &Meter, node: &str, epoch: &str, ready: bool, now: u64
             is_final: account.ended.is_some(),
             shared: account.shared,
             held_milliseconds: account.ended.unwrap_or(now).saturating_sub(account.since) / 1000,
+            ended_milliseconds_ago: account.ended.map(|ended| now.saturating_sub(ended) / 1000),
         }
     };
     LedgerPage {

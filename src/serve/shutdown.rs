@@ -2,6 +2,7 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// Handed to everything that must stop.
 #[derive(Debug, Clone)]
@@ -32,6 +33,22 @@ impl Stop {
     pub fn is_stopped(&self) -> bool {
         *self.0.borrow()
     }
+}
+
+/// Runs a process's tasks until it is told to stop. Any end but the asked-for one ends all:
+/// no part runs on alone.
+pub async fn until_stopped(mut tasks: JoinSet<()>, stop: &Stop, what: &str) -> std::io::Result<()> {
+    while let Some(ended) = tasks.join_next().await {
+        if !stop.is_stopped() {
+            let why = ended
+                .err()
+                .map_or("ended".to_owned(), |error| error.to_string());
+            return Err(std::io::Error::other(format!(
+                "a part of the {what} stopped: {why}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Waits for a signal that asks the process to end; a second one ends it at once.

@@ -1,0 +1,151 @@
+//! A namespace's ledger as the API server has it: budgets, reservations, and the grants
+//! that are on their way between the two.
+
+use super::context::{Context, Failure};
+use super::verdicts::Terms;
+use crate::api::{CarbonBudget, CarbonReservation, GrantInFlight};
+use crate::budget::{Entry, Granting, totals};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// A namespace's ledger, read fresh from the API server.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    pub(super) budgets: Vec<CarbonBudget>,
+    pub(super) reservations: Vec<CarbonReservation>,
+}
+
+impl Ledger {
+    /// Reads a namespace's budgets and then its reservations: a reservation missing here
+    /// is still among the budgets' grants in flight, so no grant is overlooked.
+    pub(super) async fn read(context: &Context, namespace: &str) -> Result<Self, Failure> {
+        let budgets: Api<CarbonBudget> = Api::namespaced(context.client.clone(), namespace);
+        let reservations: Api<CarbonReservation> =
+            Api::namespaced(context.client.clone(), namespace);
+        let everything = ListParams::default();
+        let mut budgets = context.call(budgets.list(&everything)).await?.items;
+        budgets.sort_by_key(ResourceExt::name_any);
+        let reservations = context.call(reservations.list(&everything)).await?.items;
+        Ok(Self {
+            budgets,
+            reservations,
+        })
+    }
+
+    pub(super) fn has(&self, uid: &str) -> bool {
+        self.reservations.iter().any(|r| r.spec.workload.uid == uid)
+    }
+
+    pub(super) fn entries(&self, budget: &str) -> Vec<Entry> {
+        self.reservations
+            .iter()
+            .filter_map(|r| r.entry(budget))
+            .collect()
+    }
+
+    /// Grants of a budget that have no reservation yet.
+    pub(super) fn in_flight(&self, budget: &CarbonBudget) -> Vec<GrantInFlight> {
+        let status = budget.status.clone().unwrap_or_default();
+        status
+            .granting
+            .into_iter()
+            .filter(|grant| !self.has(&grant.uid))
+            .collect()
+    }
+
+    /// Grants in flight that some budget of theirs does not carry: a leader died, or lost a
+    /// race, between two budgets.
+    pub(super) fn half_committed(&self) -> HashSet<String> {
+        let mut carriers: HashMap<String, (BTreeSet<String>, BTreeSet<String>)> = HashMap::new();
+        for budget in &self.budgets {
+            for grant in self.in_flight(budget) {
+                let (asked, carrying) = carriers.entry(grant.uid).or_default();
+                asked.extend(grant.budgets);
+                carrying.insert(budget.name_any());
+            }
+        }
+        let there = |name: &String| self.budgets.iter().any(|b| b.name_any() == *name);
+        carriers
+            .into_iter()
+            .filter(|(_, (asked, carrying))| {
+                asked
+                    .iter()
+                    .any(|name| there(name) && !carrying.contains(name))
+            })
+            .map(|(uid, _)| uid)
+            .collect()
+    }
+
+    /// All grants in flight, by UID.
+    pub(super) fn flying(&self) -> BTreeMap<String, GrantInFlight> {
+        self.budgets
+            .iter()
+            .flat_map(|budget| self.in_flight(budget))
+            .map(|grant| (grant.uid.clone(), grant))
+            .collect()
+    }
+
+    /// The budgets that make sense, with totals from these very objects.
+    pub(super) fn terms(&self, now: Timestamp) -> Vec<Terms> {
+        self.budgets
+            .iter()
+            .filter_map(|budget| {
+                let terms = Terms::of(budget)?;
+                let granting: Vec<Granting> =
+                    self.in_flight(budget).iter().map(Granting::from).collect();
+                let entries = self.entries(&terms.name);
+                let policy = &terms.policy;
+                let totals = totals(policy.limit, &policy.period, &entries, &granting, now);
+                Some(Terms { totals, ..terms })
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::CarbonBudgetSpec;
+
+    fn budget(name: &str, grants: &[(&str, &[&str])]) -> CarbonBudget {
+        let spec: CarbonBudgetSpec = serde_json::from_str(r#"{"limit":"5kg"}"#).unwrap();
+        let mut budget = CarbonBudget::new(name, spec);
+        let in_flight = |(uid, budgets): &(&str, &[&str])| GrantInFlight {
+            uid: (*uid).into(),
+            kind: "Job".into(),
+            name: (*uid).into(),
+            milligrams: 1,
+            budgets: budgets.iter().map(|name| (*name).into()).collect(),
+        };
+        budget.status = Some(crate::api::BudgetStatus {
+            granting: grants.iter().map(in_flight).collect(),
+            ..Default::default()
+        });
+        budget
+    }
+
+    fn half(budgets: Vec<CarbonBudget>) -> Vec<String> {
+        let ledger = Ledger {
+            budgets,
+            reservations: vec![],
+        };
+        ledger.half_committed().into_iter().collect()
+    }
+
+    #[test]
+    fn a_grant_stands_only_where_every_budget_of_its_carries_it() {
+        let both: (&str, &[&str]) = ("j", &["a", "b"]);
+        assert!(half(vec![budget("a", &[both]), budget("b", &[both])]).is_empty());
+        assert_eq!(half(vec![budget("a", &[both]), budget("b", &[])]), ["j"]);
+    }
+
+    #[test]
+    fn a_budget_that_came_later_or_went_does_not_break_a_grant() {
+        let both: (&str, &[&str]) = ("j", &["a", "b"]);
+        assert!(half(vec![budget("a", &[both])]).is_empty(), "b was deleted");
+        let three = vec![budget("a", &[both]), budget("b", &[both]), budget("c", &[])];
+        assert!(half(three).is_empty(), "c was created");
+    }
+}
