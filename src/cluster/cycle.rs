@@ -78,9 +78,14 @@ async fn cycle(
     live.retain(|budget| budget.metadata.deletion_timestamp.is_none());
     track(context, memory, namespace, works, round, &live).await?;
     let terms: Vec<Terms> = live.iter().filter_map(|budget| Terms::of(budget)).collect();
-    if strictest(&terms) != Some(Mode::Enforce) {
-        // Only Enforce ever delays: every hold of ours goes.
-        for work in works.iter().filter(|work| work.held) {
+    // Only Enforce ever delays: elsewhere every hold of ours goes. A job may be seen before
+    // its budget is, so that there is none is believed only of the API server.
+    let held: Vec<&Work> = works.iter().filter(|work| work.held).collect();
+    if !held.is_empty()
+        && strictest(&terms) != Some(Mode::Enforce)
+        && !enforced(context, namespace).await?
+    {
+        for work in held {
             carry_on(&work.name, lift::lift(context, work, None).await)?;
         }
     }
@@ -88,6 +93,15 @@ async fn cycle(
         return Ok(());
     }
     decide(context, memory, namespace, works, &live, &terms).await
+}
+
+/// True where the API server knows a budget under Enforce.
+async fn enforced(context: &Context, namespace: &str) -> Result<bool, Failure> {
+    let ledger = Ledger::read(context, namespace).await?;
+    let live = ledger.budgets.iter();
+    let live = live.filter(|budget| budget.metadata.deletion_timestamp.is_none());
+    let terms: Vec<Terms> = live.filter_map(Terms::of).collect();
+    Ok(strictest(&terms) == Some(Mode::Enforce))
 }
 
 /// Asks the ledger where something waits, runs uncharged, or stands wrong in a status.

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 const DEADLINE: Duration = Duration::from_secs(3);
 /// A node that is gone and silent for this long will not speak again.
-const GONE_US: u64 = 60_000_000;
+const GONE_US: u64 = 30_000_000;
 const LARGEST_PAGE: usize = 16 << 20;
 
 /// The last page of each node, and when it came.

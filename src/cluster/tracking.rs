@@ -195,6 +195,8 @@ pub(super) mod tests {
             epoch: epoch.into(),
             ready: true,
             pods: vec![pod],
+            gpus: vec![],
+            forgotten_microjoules: 0,
         }
     }
 

@@ -34,7 +34,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Plain HTTP for metrics and health.
     pub admin_listen: SocketAddr,
-    /// A leader's lease that has not changed for this long is stale.
+    /// How long a lease holds. Twice as long without a change, the leader is given up: one
+    /// that dies is followed by another before that, and no job slips through meanwhile.
     pub lease_duration: Duration,
 }
 
@@ -137,7 +138,7 @@ fn pair(secret: Secret) -> Option<(Vec<u8>, Vec<u8>)> {
 
 /// Renews the snapshot when something changed, and the leader's state once a second.
 async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
-    let mut lease: (Option<String>, u64) = (None, 0);
+    let mut lease: Option<(String, u64)> = None;
     let mut served: Option<Arc<(Vec<u8>, Vec<u8>)>> = None;
     loop {
         let _ = tokio::time::timeout(Duration::from_millis(500), context.changed.notified()).await;
@@ -146,12 +147,17 @@ async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
             return;
         }
         let now = clock::monotonic_micros();
-        let version = context.caches.lease.all().first().map(ToString::to_string);
-        if version != lease.0 {
-            lease = (version, now);
+        if let Some(version) = context.caches.lease.all().first()
+            && lease
+                .as_ref()
+                .is_none_or(|(last, _)| last != version.as_ref())
+        {
+            lease = Some((version.to_string(), now));
         }
-        let age = Duration::from_micros(now.saturating_sub(lease.1));
-        context.renew(lease.0.is_none() || age > lease_duration, now);
+        let alive = lease.as_ref().is_some_and(|(_, at)| {
+            Duration::from_micros(now.saturating_sub(*at)) <= lease_duration * 2
+        });
+        context.renew(!alive, now);
         let newest = context.caches.certificate.all().first().cloned();
         if let Some(pair) = newest.filter(|pair| served.as_ref() != Some(pair)) {
             match context.certificate.set(&pair.0, &pair.1) {

@@ -73,6 +73,8 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
             epoch: String::new(),
             ready: false,
             pods: Vec::new(),
+            gpus: Vec::new(),
+            forgotten_microjoules: 0,
         }),
         stop: AtomicBool::new(false),
     });

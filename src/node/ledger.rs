@@ -1,8 +1,10 @@
 //! The ledger endpoint: each pod's exact energy, and whether it is final. For the
 //! controller; text metrics are for people and Prometheus.
 
-use super::meter::{Meter, PodAccount};
+use super::meter::{GpuTotals, Meter, PodAccount};
+use super::nvml::GpuInfo;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One exporter's answer to `GET /v1/pods`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +16,24 @@ pub struct LedgerPage {
     /// False until the GPUs and the kubelet have both answered.
     pub ready: bool,
     pub pods: Vec<PodEnergy>,
+    /// Every GPU's account: their energies are the sum of the pods', of what is nobody's,
+    /// and of `forgottenMicrojoules`, to the microjoule.
+    #[serde(default)]
+    pub gpus: Vec<GpuEnergy>,
+    /// Energy of ended pods that are no longer listed.
+    #[serde(default)]
+    pub forgotten_microjoules: u64,
+}
+
+/// One GPU's energy since the exporter started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuEnergy {
+    pub uuid: String,
+    /// As far as it is split by now, in whole microjoules.
+    pub microjoules: u64,
+    /// What is nobody's, by reason.
+    pub unattributed: BTreeMap<String, u64>,
 }
 
 /// One pod's energy on one node.
@@ -67,10 +87,21 @@ pub(super) fn page(meter: &Meter, node: &str, epoch: &str, ready: bool, now: u64
             ended_milliseconds_ago: account.ended.map(|ended| now.saturating_sub(ended) / 1000),
         }
     };
+    let gpu = |(info, totals): (&GpuInfo, &GpuTotals)| GpuEnergy {
+        uuid: info.uuid.clone(),
+        microjoules: totals.energy.0,
+        unattributed: totals
+            .unattributed
+            .iter()
+            .map(|(reason, energy)| (reason.as_str().to_owned(), energy.0))
+            .collect(),
+    };
     LedgerPage {
         node: node.to_owned(),
         epoch: epoch.to_owned(),
         ready,
         pods: meter.pods().map(pod).collect(),
+        gpus: meter.gpus().map(gpu).collect(),
+        forgotten_microjoules: meter.retired().0,
     }
 }

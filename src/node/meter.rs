@@ -91,6 +91,8 @@ pub struct Meter {
     gpus: BTreeMap<String, Gpu>,
     pods: BTreeMap<String, PodAccount>,
     namespaces: BTreeMap<String, Microjoules>,
+    /// Energy of accounts that were dropped.
+    retired: Microjoules,
 }
 
 /// A window longer than this was not watched: its holders cannot be known.
@@ -267,8 +269,16 @@ impl Meter {
     /// how many went.
     pub fn retire(&mut self, before: u64, most: usize) -> u64 {
         let had = self.pods.len();
-        self.pods
-            .retain(|_, account| account.ended.is_none_or(|ended| ended >= before));
+        let retired = &mut self.retired;
+        self.pods.retain(|_, account| {
+            let keep = account.ended.is_none_or(|ended| ended >= before);
+            *retired += if keep {
+                Microjoules(0)
+            } else {
+                account.energy()
+            };
+            keep
+        });
         let excess = self.pods.len().saturating_sub(most);
         if excess > 0 {
             let mut ended: Vec<(u64, String)> = self
@@ -278,7 +288,9 @@ impl Meter {
                 .collect();
             ended.sort();
             for (_, uid) in ended.into_iter().take(excess) {
-                self.pods.remove(&uid);
+                if let Some(account) = self.pods.remove(&uid) {
+                    self.retired += account.energy();
+                }
             }
         }
         (had - self.pods.len()) as u64
@@ -286,6 +298,11 @@ impl Meter {
 
     pub fn pods(&self) -> impl Iterator<Item = &PodAccount> {
         self.pods.values()
+    }
+
+    /// Energy of the pods whose accounts were dropped.
+    pub fn retired(&self) -> Microjoules {
+        self.retired
     }
 
     pub fn namespaces(&self) -> &BTreeMap<String, Microjoules> {

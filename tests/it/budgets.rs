@@ -91,22 +91,7 @@ fn a_job_over_budget_is_refused_with_numbers_and_a_dry_run_says_the_same_and_cha
 fn a_deferred_job_waits_until_the_budget_has_room() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
-        namespace(
-            shared,
-            "deferred",
-            json!({ "limit": "1kg", "mode": "Enforce" }),
-        )
-        .await?;
-        let price = jobs::price(client, "deferred", &Generate::SMALL).await?;
-        jobs::amend(
-            client,
-            "deferred",
-            "images",
-            json!({ "limit": format!("{}mg", price * 5 / 4) }),
-        )
-        .await?;
-        jobs::create_job(client, "deferred", &Generate::SMALL.placeholder("first")).await?;
-        jobs::released(client, "deferred", "first").await?;
+        jobs::filled(client, "deferred", &Generate::SMALL).await?;
         let second = create(shared, "deferred", &Generate::SMALL.job("second"), &[])?;
         ensure!(second.ok, "{second:?}");
         eventually("it waits", SOON, || async {
@@ -122,7 +107,7 @@ fn a_deferred_job_waits_until_the_budget_has_room() {
         ensure!(jobs::is_held(
             &jobs::jobs(client, "deferred").get("second").await?
         ));
-        jobs::remove_job(client, "deferred", "first").await?;
+        jobs::remove_job(client, "deferred", "filler").await?;
         let job = jobs::released(client, "deferred", "second").await?;
         jobs::settled(client, "deferred", &job.uid().unwrap_or_default()).await?;
         Ok(())
@@ -170,17 +155,7 @@ fn leaving_enforce_lifts_every_hold_of_ours_and_none_of_the_authors() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         for name in ["leave-mode", "leave-budget"] {
-            namespace(shared, name, json!({ "limit": "1kg", "mode": "Enforce" })).await?;
-            let price = jobs::price(client, name, &Generate::BIG).await?;
-            jobs::amend(
-                client,
-                name,
-                "images",
-                json!({ "limit": format!("{}mg", price * 5 / 4) }),
-            )
-            .await?;
-            jobs::create_job(client, name, &Generate::BIG.placeholder("filler")).await?;
-            jobs::released(client, name, "filler").await?;
+            jobs::filled(client, name, &Generate::BIG).await?;
             let mut suspended = Generate::BIG.placeholder("authors-own");
             suspended["spec"]["suspend"] = json!(true);
             jobs::create_job(client, name, &suspended).await?;
@@ -244,20 +219,7 @@ fn a_job_that_its_author_suspended_is_held_when_it_asks_to_run() {
 fn a_namespace_with_held_jobs_can_be_deleted() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
-        namespace(
-            shared,
-            "deleted",
-            json!({ "limit": "1kg", "mode": "Enforce" }),
-        )
-        .await?;
-        let price = jobs::price(client, "deleted", &Generate::SMALL).await?;
-        jobs::amend(
-            client,
-            "deleted",
-            "images",
-            json!({ "limit": format!("{}mg", price * 5 / 4) }),
-        )
-        .await?;
+        jobs::room_for(client, "deleted", &Generate::SMALL, 5).await?;
         for name in ["first", "second"] {
             jobs::create_job(client, "deleted", &Generate::SMALL.placeholder(name)).await?;
         }
@@ -386,6 +348,123 @@ fn a_bare_pod_is_gated_released_and_settled() {
 }
 
 #[test]
+fn a_pod_that_names_its_node_runs_where_it_fits_and_is_refused_where_it_does_not() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        let mut pod = Generate::SMALL.pod("bound");
+        pod["spec"]["nodeName"] = json!("gpu-a");
+        namespace(
+            shared,
+            "bound",
+            json!({ "limit": "1kg", "mode": "Enforce" }),
+        )
+        .await?;
+        let said = create(shared, "bound", &pod, &[])?;
+        ensure!(said.ok, "{said:?}");
+        let pods: Api<Pod> = Api::namespaced(client.clone(), "bound");
+        let uid = pods.get("bound").await?.uid().unwrap_or_default();
+        let record = jobs::settled(client, "bound", &uid).await?;
+        ensure!(record.data["spec"]["adopted"] == true, "{}", record.data);
+        jobs::filled(client, "bound-full", &Generate::SMALL).await?;
+        let said = create(shared, "bound-full", &pod, &[])?;
+        ensure!(
+            !said.ok
+                && said
+                    .err
+                    .contains("a pod that names its node cannot be held"),
+            "{said:?}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pod_of_another_kind_of_job_is_gated_released_and_charged_by_itself() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        namespace(
+            shared,
+            "other-jobs",
+            json!({ "limit": "1kg", "mode": "Enforce" }),
+        )
+        .await?;
+        let mut pod = Generate::SMALL.pod("task-0");
+        pod["metadata"]["ownerReferences"] = json!([{ "apiVersion": "batch.example.org/v1",
+            "kind": "Job", "name": "task", "uid": "6c7d4f1e-0000-4000-8000-000000000001",
+            "controller": true }]);
+        let said = create(shared, "other-jobs", &pod, &[])?;
+        ensure!(said.ok, "{said:?}");
+        let pods: Api<Pod> = Api::namespaced(client.clone(), "other-jobs");
+        let uid = pods.get("task-0").await?.uid().unwrap_or_default();
+        let record = jobs::settled(client, "other-jobs", &uid).await?;
+        ensure!(record.data["spec"]["adopted"] == false, "{}", record.data);
+        ensure!(record.data["status"]["measuredMillijoules"].as_i64() > Some(0));
+        Ok(())
+    });
+}
+
+#[test]
+fn gpus_of_init_containers_make_a_job_gpu_work() {
+    on_plane(|shared| async move {
+        let spec = json!({ "limit": "1mg", "mode": "Enforce", "onExceed": "Reject" });
+        namespace(shared, "init", spec).await?;
+        let mut job = Generate::SMALL.placeholder("prepare");
+        let container = job["spec"]["template"]["spec"]["containers"][0].clone();
+        job["spec"]["template"]["spec"]["initContainers"] = json!([container]);
+        job["spec"]["template"]["spec"]["containers"] =
+            json!([{ "name": "upload", "image": "example.org/upload:1" }]);
+        let said = create(shared, "init", &job, &[])?;
+        ensure!(!said.ok && said.err.contains("needs "), "{said:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_gpu_product_that_is_a_typing_error_is_named_and_refused_or_warned_of_by_policy() {
+    on_plane(|shared| async move {
+        let wrong = json!({ "nvidia.com/gpu.product": "NVIDIA-H10O-80GB-HBM3" });
+        let job = Generate::SMALL.job_on("typo", &wrong);
+        let named = "nvidia.com/gpu.product: \"h10o-80gb-hbm3\" is neither";
+        for (name, policy, passes) in [
+            ("gpu-strict", "Reject", false),
+            ("gpu-lenient", "Warn", true),
+        ] {
+            let spec = json!({ "limit": "1kg", "mode": "Enforce", "onUnknown": policy });
+            namespace(shared, name, spec).await?;
+            let said = create(shared, name, &job, &[])?;
+            ensure!(said.ok == passes, "{said:?}");
+            for part in [named, "h100-80gb-hbm3"] {
+                ensure!(said.err.contains(part), "{part:?} is missing in {said:?}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn two_budgets_of_a_namespace_are_charged_alike() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        namespace(shared, "two", json!({ "limit": "1kg", "mode": "Enforce" })).await?;
+        let weekly = json!({ "limit": "2kg", "mode": "Enforce", "period": { "type": "Week" } });
+        jobs::budget(client, "two", "weekly", weekly).await?;
+        let job = jobs::create_job(client, "two", &Generate::SMALL.job("pictures")).await?;
+        let record = jobs::settled(client, "two", &job.uid().unwrap_or_default()).await?;
+        let charged = record.data["status"]["chargedMilligrams"].as_i64();
+        ensure!(charged > Some(0), "{}", record.data);
+        for name in ["images", "weekly"] {
+            eventually("both are charged", SOON, || async {
+                let budget = jobs::budgets(client, "two").get(name).await?;
+                let used = budget.data["status"]["consumedMilligrams"].as_i64();
+                Ok((used == charged).then_some(()))
+            })
+            .await?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn gpu_pods_that_ran_before_the_budget_are_charged() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
@@ -413,12 +492,22 @@ fn jobs_without_a_gpu_pass_untouched() {
             json!({ "limit": "1mg", "mode": "Enforce", "onExceed": "Reject" }),
         )
         .await?;
-        let job = jobs::create_job(&shared.stack.client, "plain", &jobs::plain_job("work")).await?;
+        shared.stack.plane.kwok_node("kwok-0").await?;
+        let client = &shared.stack.client;
+        let mut work = jobs::plain_job("work");
+        work["spec"]["template"]["spec"]["nodeSelector"] = json!({ "type": "kwok" });
+        let job = jobs::create_job(client, "plain", &work).await?;
         ensure!(
             !jobs::is_suspended(&job) && job.annotations().is_empty(),
             "{:?}",
             job.metadata
         );
+        eventually("it has run", SOON, || async {
+            let job = jobs::jobs(client, "plain").get("work").await?;
+            let done = job.status.and_then(|status| status.succeeded);
+            Ok((done == Some(1)).then_some(()))
+        })
+        .await?;
         Ok(())
     });
 }

@@ -4,29 +4,13 @@
 use crate::support::{Shared, alone, on_plane};
 use anyhow::ensure;
 use harness::jobs::{self, Generate};
-use serde_json::json;
+use harness::plane::Said;
+use serde_json::{Value, json};
 
 /// A job that waits for a budget that has no room.
 async fn held(shared: &Shared, namespace: &str) -> anyhow::Result<()> {
     let client = &shared.stack.client;
-    jobs::namespace(client, namespace).await?;
-    jobs::budget(
-        client,
-        namespace,
-        "images",
-        json!({ "limit": "1kg", "mode": "Enforce" }),
-    )
-    .await?;
-    let price = jobs::price(client, namespace, &Generate::SMALL).await?;
-    jobs::amend(
-        client,
-        namespace,
-        "images",
-        json!({ "limit": format!("{}mg", price * 5 / 4) }),
-    )
-    .await?;
-    jobs::create_job(client, namespace, &Generate::SMALL.placeholder("first")).await?;
-    jobs::released(client, namespace, "first").await?;
+    jobs::filled(client, namespace, &Generate::SMALL).await?;
     jobs::create_job(client, namespace, &Generate::SMALL.job("second")).await?;
     ensure!(jobs::is_held(
         &jobs::jobs(client, namespace).get("second").await?
@@ -58,17 +42,7 @@ fn tamper(shared: &Shared, namespace: &str) -> anyhow::Result<()> {
             "written by Jouleward alone",
         ),
     ] {
-        let args = [
-            "patch",
-            "job",
-            "second",
-            "-n",
-            namespace,
-            "--type=merge",
-            "-p",
-            patch,
-        ];
-        let said = shared.stack.plane.kubectl("author", &args, None)?;
+        let said = patch_as_author(shared, namespace, "job/second", patch)?;
         ensure!(!said.ok && said.err.contains(word), "{patch}: {said:?}");
     }
     let innocent = [
@@ -101,6 +75,89 @@ fn nor_while_webhook_and_controller_are_stopped() {
         shared.stop_webhook();
         tamper(shared, "guarded-alone")
     });
+}
+
+#[test]
+fn a_pods_gate_and_stamps_are_guarded_too() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        jobs::filled(client, "guarded-pods", &Generate::SMALL).await?;
+        let said = create(shared, "guarded-pods", &Generate::SMALL.pod("bare"))?;
+        ensure!(said.ok, "{said:?}");
+        for (patch, word) in [
+            (r#"{"spec":{"schedulingGates":null}}"#, "holds this pod"),
+            (
+                r#"{"metadata":{"annotations":{"jouleward.dev/granted":"pod-x"}}}"#,
+                "written by Jouleward alone",
+            ),
+            (
+                r#"{"metadata":{"annotations":{"jouleward.dev/prediction":null}}}"#,
+                "written by Jouleward alone",
+            ),
+        ] {
+            let said = patch_as_author(shared, "guarded-pods", "pod/bare", patch)?;
+            ensure!(!said.ok && said.err.contains(word), "{patch}: {said:?}");
+        }
+        let innocent = r#"{"metadata":{"labels":{"team":"blue"}}}"#;
+        let said = patch_as_author(shared, "guarded-pods", "pod/bare", innocent)?;
+        ensure!(said.ok, "other changes pass: {said:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn stamps_brought_along_are_refused_where_no_webhook_takes_them_off() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        jobs::room_for(client, "forged-alone", &Generate::SMALL, 8).await?;
+        shared.stop_controller();
+        shared.stop_webhook();
+        let mut job = Generate::SMALL.placeholder("forged");
+        job["metadata"]["annotations"]["jouleward.dev/granted"] = json!("job-x");
+        let mut template = Generate::SMALL.placeholder("template");
+        template["spec"]["template"]["metadata"]["annotations"]["jouleward.dev/granted"] =
+            json!("job-x");
+        let mut pod = Generate::SMALL.pod("forged");
+        pod["metadata"]["annotations"]["jouleward.dev/refused"] = json!("no");
+        for object in [job, template, pod] {
+            let said = create(shared, "forged-alone", &object)?;
+            ensure!(
+                !said.ok && said.err.contains("written by Jouleward alone"),
+                "{object}: {said:?}"
+            );
+        }
+        let said = create(
+            shared,
+            "forged-alone",
+            &Generate::SMALL.placeholder("honest"),
+        )?;
+        ensure!(said.ok, "{said:?}");
+        Ok(())
+    });
+}
+
+fn create(shared: &Shared, namespace: &str, object: &Value) -> anyhow::Result<Said> {
+    let args = ["create", "--namespace", namespace, "-f", "-"];
+    let object = object.to_string();
+    shared.stack.plane.kubectl("author", &args, Some(&object))
+}
+
+fn patch_as_author(
+    shared: &Shared,
+    namespace: &str,
+    object: &str,
+    patch: &str,
+) -> anyhow::Result<Said> {
+    let args = [
+        "patch",
+        object,
+        "-n",
+        namespace,
+        "--type=merge",
+        "-p",
+        patch,
+    ];
+    shared.stack.plane.kubectl("author", &args, None)
 }
 
 #[test]

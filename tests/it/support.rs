@@ -1,6 +1,8 @@
 //! One control plane and one Jouleward for all tests, namespaces apart.
 
 use harness::{NodeOptions, Process, Stack};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 use tokio::runtime::Runtime;
 
@@ -133,6 +135,24 @@ impl Shared {
         }
         self.stack.ready(10, 9403).await?;
         self.stack.ready(20, 9404).await?;
+        self.leader().await
+    }
+
+    /// Waits until one of these holds the lease, and the webhook knows that someone does.
+    pub(crate) async fn led_by(&self, names: &[&str]) -> anyhow::Result<()> {
+        let leases: Api<Lease> = Api::namespaced(self.stack.client.clone(), "jouleward-system");
+        harness::eventually(
+            "one of them leads",
+            std::time::Duration::from_secs(30),
+            || async {
+                let lease = leases.get("jouleward-controller").await?;
+                let holder = lease.spec.and_then(|spec| spec.holder_identity);
+                Ok(holder
+                    .filter(|holder| names.contains(&holder.as_str()))
+                    .map(|_| ()))
+            },
+        )
+        .await?;
         self.leader().await
     }
 

@@ -1,14 +1,15 @@
 //! Parts of Jouleward dead, late or leaving: the cluster works, and the ledger stays true.
 
-use crate::support::{Shared, alone};
+use crate::support::{Shared, alone, on_plane};
 use anyhow::{Context, ensure};
+use harness::NodeOptions;
 use harness::eventually;
 use harness::jobs::{self, Generate};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
-use serde_json::json;
-use std::collections::BTreeSet;
+use kube::api::{Api, DeleteParams, ListParams};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::Duration;
 
@@ -57,6 +58,96 @@ fn with_the_controller_away_new_jobs_run_and_are_charged_afterwards() {
 }
 
 #[test]
+fn a_job_that_ran_ended_and_was_deleted_while_nobody_led_is_charged_all_the_same() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(shared, "unseen").await?;
+        shared.stop_controller();
+        stale(shared).await?;
+        jobs::create_job(client, "unseen", &Generate::SMALL.job("pictures")).await?;
+        eventually("it has run", Duration::from_secs(40), || async {
+            let job = jobs::jobs(client, "unseen").get("pictures").await?;
+            let done = job.status.and_then(|status| status.succeeded);
+            Ok((done == Some(1)).then_some(()))
+        })
+        .await?;
+        jobs::remove_job(client, "unseen", "pictures").await?;
+        let pods: Api<Pod> = Api::namespaced(client.clone(), "unseen");
+        eventually("its pod is gone", Duration::from_secs(20), || async {
+            let left = pods.list(&ListParams::default()).await?.items;
+            Ok(left.is_empty().then_some(()))
+        })
+        .await?;
+        shared.restore().await?;
+        let record = eventually("a record", Duration::from_secs(30), || async {
+            let api = jobs::reservations(client, "unseen");
+            let mut records = api.list(&ListParams::default()).await?.items;
+            Ok(records
+                .pop()
+                .filter(|r| r.data["status"]["settled"] == true))
+        })
+        .await?;
+        let charged = record.data["status"]["chargedMilligrams"].as_i64();
+        ensure!(
+            record.data["spec"]["workload"]["kind"] == "Pod" && charged > Some(0),
+            "{}",
+            record.data
+        );
+        eventually("the budget shows it", Duration::from_secs(10), || async {
+            let budget = jobs::budgets(client, "unseen").get("images").await?;
+            let used = budget.data["status"]["consumedMilligrams"].as_i64();
+            Ok((used == charged).then_some(()))
+        })
+        .await
+    });
+}
+
+#[test]
+fn where_a_node_is_lost_the_reservation_stands_for_what_was_not_measured() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        let options = NodeOptions {
+            product: "NVIDIA A30".to_owned(),
+            gpus: 1,
+            ..NodeOptions::default()
+        };
+        let node = shared.stack.start_node("gpu-doomed", 150, &options).await?;
+        budgeted(shared, "node-lost").await?;
+        let long = Generate {
+            images: 60,
+            ..Generate::SMALL
+        };
+        let a30 = json!({ "nvidia.com/gpu.product": "NVIDIA-A30" });
+        let job = jobs::create_job(client, "node-lost", &long.job_on("pictures", &a30)).await?;
+        let uid = job.uid().unwrap_or_default();
+        eventually("it burns", Duration::from_secs(30), || async {
+            let record = jobs::reservation_of(client, "node-lost", &uid).await?;
+            let burned = record.and_then(|r| r.data["status"]["measuredMillijoules"].as_i64());
+            Ok((burned > Some(0)).then_some(()))
+        })
+        .await?;
+        drop(node);
+        let nodes: Api<Node> = Api::all(client.clone());
+        nodes.delete("gpu-doomed", &DeleteParams::default()).await?;
+        jobs::remove_job(client, "node-lost", "pictures").await?;
+        let record = eventually("it is settled", Duration::from_mins(2), || async {
+            let record = jobs::reservation_of(client, "node-lost", &uid).await?;
+            Ok(record.filter(|r| r.data["status"]["settled"] == true))
+        })
+        .await?;
+        let (spec, status) = (&record.data["spec"], &record.data["status"]);
+        ensure!(
+            status["estimated"] == true
+                && status["chargedMilligrams"] == spec["reservedMilligrams"]
+                && status["observation"] == "NodeLost",
+            "{}",
+            record.data
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn with_controller_and_webhook_away_jobs_are_created_as_if_jouleward_did_not_exist() {
     alone(|shared| async move {
         let client = &shared.stack.client;
@@ -72,6 +163,61 @@ fn with_controller_and_webhook_away_jobs_are_created_as_if_jouleward_did_not_exi
         );
         Ok(())
     });
+}
+
+/// What holds at every moment, also where a leader has just died: what runs has a record,
+/// no job has two, and records with grants in flight stay within the limit.
+async fn sound(client: &kube::Client, namespace: &str) -> anyhow::Result<()> {
+    let budget = jobs::budgets(client, namespace).get("images").await?.data;
+    let everything = ListParams::default();
+    let records = jobs::reservations(client, namespace)
+        .list(&everything)
+        .await?
+        .items;
+    let number = |value: &Value| value.as_i64().unwrap_or(0);
+    let mut spent: BTreeMap<String, i64> = BTreeMap::new();
+    for record in &records {
+        let (spec, status) = (&record.data["spec"], &record.data["status"]);
+        let charged = number(&status["chargedMilligrams"]);
+        let holds = if status["settled"] == true {
+            charged
+        } else {
+            charged.max(number(&spec["reservedMilligrams"]))
+        };
+        let uid = spec["workload"]["uid"].as_str().unwrap_or_default();
+        let twice = spent.insert(uid.to_owned(), holds);
+        ensure!(twice.is_none(), "two records of {uid}");
+    }
+    for grant in budget["status"]["granting"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        let uid = grant["uid"].as_str().unwrap_or_default().to_owned();
+        spent.entry(uid).or_insert(number(&grant["milligrams"]));
+    }
+    let limit = number(&budget["status"]["limitMilligrams"]);
+    ensure!(
+        spent.values().sum::<i64>() <= limit,
+        "{spent:?} over {limit}"
+    );
+    for job in jobs::jobs(client, namespace).list(&everything).await? {
+        let known = spent.contains_key(&job.uid().unwrap_or_default());
+        ensure!(
+            known || jobs::is_suspended(&job),
+            "{} runs unpaid",
+            job.name_any()
+        );
+    }
+    Ok(())
+}
+
+/// How often the cluster's own job controller saw a job resume.
+async fn resumes(client: &kube::Client, namespace: &str, uid: &str) -> anyhow::Result<i32> {
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let of_job = ListParams::default().fields(&format!("involvedObject.uid={uid},reason=Resumed"));
+    let events = events.list(&of_job).await?.items;
+    Ok(events.iter().map(|event| event.count.unwrap_or(1)).sum())
 }
 
 /// Where the leader is killed: before and after each of its writes.
@@ -129,6 +275,7 @@ fn a_leader_killed_at_any_point_loses_no_job_releases_none_twice_and_keeps_the_t
                 }
             }
             doomed.kill();
+            sound(client, "killed").await?;
             std::fs::remove_file(&doomed.log).ok();
         }
         shared.restore().await?;
@@ -174,6 +321,12 @@ fn a_leader_killed_at_any_point_loses_no_job_releases_none_twice_and_keeps_the_t
         {
             let pods = job.status.as_ref().and_then(|status| status.succeeded);
             ensure!(pods == Some(1), "{} ran once: {pods:?}", job.name_any());
+            let resumed = resumes(client, "killed", &job.uid().unwrap_or_default()).await?;
+            ensure!(
+                resumed == 1,
+                "{} was resumed {resumed} times",
+                job.name_any()
+            );
         }
         Ok(())
     });
@@ -183,22 +336,12 @@ fn a_leader_killed_at_any_point_loses_no_job_releases_none_twice_and_keeps_the_t
 fn uninstalling_lifts_every_hold_and_leaves_what_authors_suspended() {
     alone(|shared| async move {
         let client = &shared.stack.client;
-        budgeted(shared, "leaving").await?;
-        let price = jobs::price(client, "leaving", &Generate::BIG).await?;
-        jobs::amend(
-            client,
-            "leaving",
-            "images",
-            json!({ "limit": format!("{}mg", price * 5 / 4) }),
-        )
-        .await?;
-        jobs::create_job(client, "leaving", &Generate::BIG.placeholder("filler")).await?;
-        jobs::released(client, "leaving", "filler").await?;
+        jobs::filled(client, "leaving", &Generate::BIG).await?;
         jobs::create_job(client, "leaving", &Generate::BIG.placeholder("ours")).await?;
         let mut own = Generate::BIG.placeholder("own");
         own["spec"]["suspend"] = json!(true);
         jobs::create_job(client, "leaving", &own).await?;
-        shared.stop_controller();
+        // The controller goes on meanwhile, as a Deployment does while Helm runs the hook.
         let hook = &shared.stack.chart.hooks;
         let args = hook[0]["spec"]["template"]["spec"]["containers"][0]["args"].clone();
         let args: Vec<String> =
@@ -243,17 +386,7 @@ fn uninstalling_lifts_every_hold_and_leaves_what_authors_suspended() {
 fn release_by_hand_lifts_one_hold() {
     alone(|shared| async move {
         let client = &shared.stack.client;
-        budgeted(shared, "by-hand").await?;
-        let price = jobs::price(client, "by-hand", &Generate::BIG).await?;
-        jobs::amend(
-            client,
-            "by-hand",
-            "images",
-            json!({ "limit": format!("{}mg", price * 5 / 4) }),
-        )
-        .await?;
-        jobs::create_job(client, "by-hand", &Generate::BIG.placeholder("filler")).await?;
-        jobs::released(client, "by-hand", "filler").await?;
+        jobs::filled(client, "by-hand", &Generate::BIG).await?;
         for name in ["one", "two"] {
             jobs::create_job(client, "by-hand", &Generate::BIG.placeholder(name)).await?;
         }

@@ -260,6 +260,31 @@ pub async fn price(client: &Client, namespace: &str, ask: &Generate) -> anyhow::
         .unwrap_or(0))
 }
 
+/// A namespace with a budget `images` under Enforce, with room for `quarters` / 4 of what
+/// `ask` reserves; returns what it reserves.
+pub async fn room_for(
+    client: &Client,
+    name: &str,
+    ask: &Generate,
+    quarters: i64,
+) -> anyhow::Result<i64> {
+    namespace(client, name).await?;
+    let spec = json!({ "limit": "1kg", "mode": "Enforce" });
+    budget(client, name, "images", spec).await?;
+    let price = price(client, name, ask).await?;
+    let limit = json!({ "limit": format!("{}mg", price * quarters / 4) });
+    amend(client, name, "images", limit).await?;
+    Ok(price)
+}
+
+/// The same with room for one and a quarter, which the placeholder `filler` holds.
+pub async fn filled(client: &Client, name: &str, ask: &Generate) -> anyhow::Result<i64> {
+    let price = room_for(client, name, ask, 5).await?;
+    create_job(client, name, &ask.placeholder("filler")).await?;
+    released(client, name, "filler").await?;
+    Ok(price)
+}
+
 /// Deletes a job and its pods.
 pub async fn remove_job(client: &Client, namespace: &str, name: &str) -> anyhow::Result<()> {
     jobs(client, namespace)

@@ -1,5 +1,6 @@
 //! The control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, each a
-//! process of one multi-call binary, with real RBAC and a token for everyone.
+//! process of one multi-call binary, with real RBAC and a token for everyone; beside them
+//! kwok, which plays the kubelets of nodes labelled `type=kwok`.
 
 use crate::eventually;
 use crate::process::Process;
@@ -76,8 +77,8 @@ impl Plane {
     /// controllers work.
     pub async fn start(folder: &Path) -> anyhow::Result<Self> {
         let binaries = binaries()?;
-        let ports = free_ports(5)?;
-        let [client, peer, api, kcm, scheduler] = ports[..] else {
+        let ports = free_ports(6)?;
+        let [client, peer, api, kcm, scheduler, kwok] = ports[..] else {
             anyhow::bail!("no free ports")
         };
         for sub in ["logs", "etcd", "certs", "kubeconfig"] {
@@ -97,14 +98,20 @@ impl Plane {
         plane.api_server(client, api)?;
         plane.ready().await?;
         plane.managers(kcm, scheduler)?;
+        plane.kwok(kwok)?;
         plane.first_objects().await?;
         Ok(plane)
     }
 
     fn spawn(&mut self, component: &str, args: &[String]) -> anyhow::Result<()> {
-        let mut command = Command::new(self.binaries.join("plane"));
+        let mut command = if component == "kwok" {
+            Command::new(self.binaries.join("kwok"))
+        } else {
+            let mut command = Command::new(self.binaries.join("plane"));
+            command.arg(component);
+            command
+        };
         command
-            .arg(component)
             .args(args)
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
@@ -189,6 +196,45 @@ impl Plane {
             "--kube-api-burst=400".to_owned(),
         ];
         self.spawn("kube-scheduler", &args)
+    }
+
+    fn kwok(&mut self, port: u16) -> anyhow::Result<()> {
+        let stages = crate::root().join("tests/plane/stages.yaml");
+        let args = [
+            format!("--kubeconfig={}", self.kubeconfig("admin").display()),
+            format!("--config={}", stages.display()),
+            "--manage-all-nodes=false".to_owned(),
+            "--manage-nodes-with-label-selector=type=kwok".to_owned(),
+            "--node-ip=127.0.0.1".to_owned(),
+            format!("--node-port={port}"),
+        ];
+        self.spawn("kwok", &args)
+    }
+
+    /// A node whose kubelet kwok plays: pods of Jobs end there after a second.
+    pub async fn kwok_node(&self, name: &str) -> anyhow::Result<()> {
+        use kube::api::{Patch, PatchParams, PostParams};
+        let nodes: kube::Api<k8s_openapi::api::core::v1::Node> =
+            kube::Api::all(self.client("admin").await?);
+        let node = serde_json::from_value(serde_json::json!({
+            "metadata": { "name": name, "labels": { "type": "kwok", "kubernetes.io/hostname": name } },
+        }))?;
+        nodes.create(&PostParams::default(), &node).await?;
+        eventually("kwok's node is ready", Duration::from_secs(20), || async {
+            let node = nodes.get(name).await?;
+            let conditions = node.status.and_then(|s| s.conditions).unwrap_or_default();
+            let ready = conditions
+                .iter()
+                .any(|c| c.type_ == "Ready" && c.status == "True");
+            Ok(ready.then_some(()))
+        })
+        .await?;
+        // Nobody else takes the taint of new nodes off here.
+        let none = serde_json::json!({ "spec": { "taints": null } });
+        nodes
+            .patch(name, &PatchParams::default(), &Patch::Merge(&none))
+            .await?;
+        Ok(())
     }
 
     fn write_users(&self) -> anyhow::Result<()> {

@@ -150,9 +150,21 @@ impl Stack {
         .await
     }
 
-    /// A simulated GPU node with its exporter.
+    /// A simulated GPU node with its exporter, as long as the stack.
     pub async fn add_node(&mut self, name: &str, options: &NodeOptions) -> anyhow::Result<()> {
         let host = 100 + u8::try_from(self.nodes.len())?;
+        let node = self.start_node(name, host, options).await?;
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    /// A simulated GPU node with its exporter, until it is dropped.
+    pub async fn start_node(
+        &self,
+        name: &str,
+        host: u8,
+        options: &NodeOptions,
+    ) -> anyhow::Result<SimulatedNode> {
         let ip = self.address(host);
         let state = self.plane.folder.join(name);
         std::fs::create_dir_all(&state)?;
@@ -180,14 +192,34 @@ impl Stack {
         )
         .await?;
         let exporter = self.exporter(name, host, &state)?;
-        self.nodes.push(SimulatedNode {
+        self.ready(host, 9402).await?;
+        Ok(SimulatedNode {
             name: name.to_owned(),
             ip,
             state,
             node,
             exporter,
-        });
-        self.ready(host, 9402).await
+        })
+    }
+
+    /// The exporters' ledger pages.
+    pub async fn pages(&self) -> anyhow::Result<Vec<Value>> {
+        let mut pages = Vec::new();
+        for node in &self.nodes {
+            let address = format!("{}:9402", node.ip);
+            let (_, body) = get(&address, "/v1/pods", "application/json").await?;
+            pages.push(serde_json::from_str(&body)?);
+        }
+        Ok(pages)
+    }
+
+    /// A pod's line in the ledger of its node's exporter.
+    pub async fn line_of(&self, pod: &str) -> anyhow::Result<Option<Value>> {
+        let pages = self.pages().await?;
+        let mut lines = pages
+            .iter()
+            .flat_map(|page| page["pods"].as_array().into_iter().flatten());
+        Ok(lines.find(|line| line["uid"] == pod).cloned())
     }
 
     /// The exporter as the DaemonSet starts it, with the node's own folders.
