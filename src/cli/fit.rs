@@ -54,8 +54,11 @@ struct LeftOut {
 impl Fit {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let path = self.data.display();
-        let text =
-            std::fs::read_to_string(&self.data).with_context(|| format!("cannot read {path}"))?;
+        let text = std::fs::read_to_string(&self.data).map_err(|error| {
+            WrongInput(format!(
+                "cannot read {path}: {error}; give a CSV file with one run a line"
+            ))
+        })?;
         let dataset = read_csv(&text, &Catalogue::built_in())
             .map_err(|error| WrongInput(format!("{path}: {error}")))?;
         let mut laws = Vec::new();

@@ -59,9 +59,23 @@ pub(crate) struct WrongInput(pub String);
 pub fn main() -> ExitCode {
     // One TLS provider for the whole process; a second call is harmless.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let cli = Cli::parse();
-    telemetry::init(&cli.log);
-    let result = match cli.command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong_flags(&error),
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("jouleward: {error:#}");
+            ExitCode::from(if error.is::<WrongInput>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    telemetry::init(&cli.log).map_err(|why| WrongInput(format!("--log {:?}: {why}", cli.log)))?;
+    match cli.command {
         Command::Predict(command) => command.run(),
         Command::Fit(command) => command.run(),
         Command::Crds(command) => command.run(),
@@ -71,15 +85,46 @@ pub fn main() -> ExitCode {
         Command::Webhook(command) => serve(|stop| command.run(stop)),
         Command::Release(command) => serve(|_| command.run()),
         Command::Uninstall(command) => serve(|_| command.run()),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("jouleward: {error:#}");
-            ExitCode::from(if error.is::<WrongInput>() { 2 } else { 1 })
+    }
+}
+
+/// Help and version as they are; what is wrong in one sentence, with where to look.
+fn wrong_flags(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    let asked = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    if asked {
+        let _ = error.print();
+    } else {
+        eprintln!("jouleward: {}", one_sentence(&error.to_string()));
+    }
+    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+}
+
+/// What clap says over several lines, without its headings.
+fn one_sentence(said: &str) -> String {
+    let said = said.strip_prefix("error: ").unwrap_or(said);
+    let lines = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"));
+    let mut sentence = String::new();
+    for line in lines {
+        if let Some(usage) = line.strip_prefix("Usage: ") {
+            sentence = format!("{sentence}; usage: {usage}, and --help says more");
+        } else if sentence.is_empty() {
+            line.clone_into(&mut sentence);
+        } else if line.starts_with('[') || line.starts_with("tip:") {
+            sentence = format!("{sentence}; {}", line.trim_matches(['[', ']']));
+        } else {
+            sentence = format!("{sentence} {line}");
         }
     }
+    sentence
 }
 
 /// `jouleward … | head` is no error.

@@ -2,7 +2,7 @@
 
 use super::WrongInput;
 use super::output::{Format, columns, print};
-use crate::budget::{Estimate, Oracle, Request};
+use crate::budget::{Estimate, EstimateError, Oracle, Request};
 use crate::carbon::{Intensity, Milligrams, Place, Pue, embedded};
 use crate::law::workload::{
     BATCH, GUIDANCE, HEIGHT, IMAGES, MODEL, PRECISION, STEPS, TRUE_CFG, WIDTH,
@@ -139,7 +139,15 @@ impl Predict {
             gpus: self.gpus,
             eligible: vec![gpu],
         };
-        let estimate = oracle.estimate(&request, self.quantile)?;
+        let estimate = oracle
+            .estimate(&request, self.quantile)
+            .map_err(|error| match error {
+                EstimateError::UnknownGpu { allowed, .. } => wrong(format!(
+                    "--gpu {:?} is no GPU product that is known; {allowed}",
+                    self.gpu
+                )),
+                other => other.into(),
+            })?;
         print(self.output, &self.report(&estimate, &source), |report| {
             table(report, &estimate)
         })

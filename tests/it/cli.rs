@@ -114,11 +114,35 @@ fn wrong_flags_exit_with_2_and_one_sentence_that_says_what_is_allowed() {
             ],
             "for example 1, 4, 6",
         ),
-        (&["fit", "--nosuch"], "unexpected argument"),
+        (
+            &["predict", "--model", "sdxl", "--gpu", "XYZ"],
+            "--gpu \"XYZ\" is no GPU product that is known",
+        ),
+        (
+            &["fit", "/no/such/file.csv"],
+            "give a CSV file with one run a line",
+        ),
+        (
+            &["--log", "inof", "crds"],
+            "\"inof\" is no level; a level is off, error",
+        ),
+        (&["fit", "--nosuch"], "unexpected argument '--nosuch' found"),
+        (
+            &["predict", "--gpu", "A100"],
+            "not provided: --model <MODEL>; usage: jouleward predict",
+        ),
+        (&["crds", "-o", "xml"], "--help says more"),
+        (&["nosuch"], "unrecognized subcommand"),
     ] {
         let output = jouleward(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", err(&output));
         assert!(err(&output).contains(words), "{args:?}: {}", err(&output));
+        assert_eq!(
+            err(&output).lines().count(),
+            1,
+            "{args:?}: {}",
+            err(&output)
+        );
     }
 }
 
