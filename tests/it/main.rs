@@ -16,6 +16,7 @@ mod direction;
 mod exporter;
 mod guard;
 mod races;
+mod shown;
 mod support;
 mod the_loop;
 mod trouble;
