@@ -18,6 +18,7 @@ test: install-tools ## Run all tests
 	@echo "test: building (a few minutes the first time)"
 	$(CARGO) build --workspace --all-targets
 	@tests/plane/build.sh >/dev/null
+	@test -d ../shared/data || echo "test: SKIPPED for want of the reference data: the pinned error of the law, cgroup lines, embedded intensities"
 	@echo "test: unit, property and end-to-end tests"
 	$(CARGO) test --workspace
 

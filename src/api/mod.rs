@@ -27,8 +27,8 @@ pub use diffusion_model::{DenoiserSpec, DiffusionModel, DiffusionModelSpec, Diff
 pub use energy_law::{EnergyLaw, EnergyLawSpec, EnergyLawStatus, NamedValue};
 pub use grid_zone::{GridSource, GridZone, GridZoneSpec, GridZoneStatus, site_of};
 pub use reservation::{
-    BookedCharge, CarbonReservation, CarbonReservationSpec, IntensityUsed, LawUsed, PodCharge,
-    ReservationStatus, ReservedFor, RunCharge, WorkloadRef,
+    BookedCharge, CarbonReservation, CarbonReservationSpec, IntensityUsed, JoinedBudget, LawUsed,
+    PodCharge, ReservationStatus, ReservedFor, RunCharge, WorkloadRef,
 };
 pub use schema::custom_resource_definitions;
 

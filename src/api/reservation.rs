@@ -124,6 +124,8 @@ pub struct ReservationStatus {
     pub charges: Vec<BookedCharge>,
     /// Energy by pod, as the exporters gave it.
     pub pods: Vec<PodCharge>,
+    /// Budgets that came after the reservation was made.
+    pub joined: Vec<JoinedBudget>,
     /// True once the job has ended and its energy is known.
     pub settled: bool,
     /// True where the node was lost before its exporter told the end: then the reservation
@@ -152,6 +154,18 @@ pub struct BookedCharge {
     pub milligrams: i64,
 }
 
+/// A budget that was created while the job ran: it counts from then on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JoinedBudget {
+    /// Name of the budget.
+    pub name: String,
+    /// What had been charged elsewhere before.
+    pub charged_before_milligrams: i64,
+    /// What was left of the reservation, and is set aside here.
+    pub reserved_milligrams: i64,
+}
+
 /// One pod's energy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -162,6 +176,8 @@ pub struct PodCharge {
     pub node: String,
     /// What each run of the node's exporter measured: it starts at zero each time.
     pub runs: Vec<RunCharge>,
+    /// Part of it that was burned before there was a budget, and is not charged.
+    pub before_millijoules: i64,
     /// True once it holds no GPU any more.
     #[serde(rename = "final")]
     pub is_final: bool,
@@ -178,20 +194,37 @@ pub struct RunCharge {
 }
 
 impl PodCharge {
-    /// All its energy, in millijoules.
+    /// All its energy that is charged, in millijoules.
     pub fn millijoules(&self) -> i64 {
-        self.runs.iter().map(|run| run.millijoules).sum()
+        let all: i64 = self.runs.iter().map(|run| run.millijoules).sum();
+        (all - self.before_millijoules).max(0)
     }
 }
 
 impl CarbonReservation {
+    /// What a budget sets aside for this job: its part, or what was left when it came.
+    pub fn reserved_for(&self, budget: &str) -> Option<Milligrams> {
+        let status = self.status.as_ref();
+        let part = self.spec.budgets.iter().find(|part| part.name == budget);
+        let joined = status.and_then(|s| s.joined.iter().find(|j| j.name == budget));
+        match (part, joined) {
+            (Some(part), _) => Some(Milligrams(part.milligrams)),
+            (None, Some(joined)) => Some(Milligrams(joined.reserved_milligrams)),
+            (None, None) if !self.is_settled() => {
+                let charged = status.map_or(0, |s| s.charged_milligrams);
+                Some(Milligrams(self.spec.reserved_milligrams - charged).or_zero())
+            }
+            (None, None) => None,
+        }
+    }
+
     /// The line of this job in one budget's ledger; `None` where the budget has no part.
     pub fn entry(&self, budget: &str) -> Option<Entry> {
-        let reserved = self.spec.budgets.iter().find(|part| part.name == budget)?;
+        let reserved = self.reserved_for(budget)?;
         let status = self.status.clone().unwrap_or_default();
         Some(Entry {
             uid: self.spec.workload.uid.clone(),
-            reserved: Milligrams(reserved.milligrams),
+            reserved,
             charges: status
                 .charges
                 .into_iter()

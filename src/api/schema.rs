@@ -12,6 +12,7 @@ const LIST_MAPS: &[(&str, &[&str])] = &[
     ("granting", &["uid"]),
     ("pods", &["uid"]),
     ("charges", &["budget", "day"]),
+    ("joined", &["name"]),
 ];
 
 /// All five, in the order of the loop.

@@ -86,9 +86,8 @@ impl Oracle {
             .max_by_key(|estimate| estimate.footprint.charged)
             .ok_or(EstimateError::NoGpu)
             .and_then(|estimate| {
-                let charged = estimate.footprint.charged;
-                let sound = charged > Milligrams(0) && charged < Milligrams(i64::MAX);
-                if sound {
+                // More than can be counted is an estimate all the same: no budget has room.
+                if estimate.footprint.charged > Milligrams(0) {
                     Ok(estimate)
                 } else {
                     Err(EstimateError::NotPositive)

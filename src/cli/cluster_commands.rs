@@ -185,9 +185,13 @@ impl Uninstall {
 }
 
 async fn client() -> anyhow::Result<kube::Client> {
-    kube::Client::try_default()
-        .await
-        .context("no cluster: set KUBECONFIG, or run inside one with a service account")
+    let config = kube::Config::infer().await.map_err(|error| {
+        WrongInput(format!(
+            "no cluster: {error}; set KUBECONFIG to a readable file, or run inside a cluster \
+             with a service account"
+        ))
+    })?;
+    Ok(kube::Client::try_from(config)?)
 }
 
 fn report(format: Format, lifted: &Lifted) -> anyhow::Result<()> {

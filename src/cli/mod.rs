@@ -67,7 +67,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("jouleward: {error:#}");
+            eprintln!("jouleward: {}", causes(&error));
             ExitCode::from(if error.is::<WrongInput>() { 2 } else { 1 })
         }
     }
@@ -87,6 +87,26 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Uninstall(command) => serve(|_| command.run()),
     }
 }
+
+/// An error with its causes in one line, each said once: many libraries repeat theirs.
+fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text.replace('\n', " ")
+}
+
+/// What the parsers of single values leave unsaid.
+const EXAMPLES: &[(&str, &str)] = &[
+    ("invalid socket address syntax", "0.0.0.0:9402"),
+    ("invalid float literal", "1.5"),
+    ("invalid digit found in string", "10"),
+];
 
 /// Help and version as they are; what is wrong in one sentence, with where to look.
 fn wrong_flags(error: &clap::Error) -> ExitCode {
@@ -123,6 +143,10 @@ fn one_sentence(said: &str) -> String {
         } else {
             sentence = format!("{sentence} {line}");
         }
+    }
+    let example = EXAMPLES.iter().find(|(said, _)| sentence.contains(said));
+    if let Some((_, example)) = example {
+        sentence = format!("{sentence}, for example {example}");
     }
     sentence
 }

@@ -8,7 +8,6 @@ use crate::law::workload::{
     BATCH, GUIDANCE, HEIGHT, IMAGES, MODEL, PRECISION, STEPS, TRUE_CFG, WIDTH,
 };
 use crate::law::{Catalogue, Gpu, Joules, Law, Workload};
-use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -216,10 +215,12 @@ impl Predict {
         let Some(path) = &self.law else {
             return Ok(BTreeMap::new());
         };
+        let file = path.display();
+        let hint = "`jouleward fit FILE --save FOLDER` writes such a file";
         let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let law =
-            Law::load(&text).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
+            .map_err(|error| wrong(format!("--law: cannot read {file}: {error}; {hint}")))?;
+        let law = Law::load(&text)
+            .map_err(|error| wrong(format!("--law: {file} is no law: {error}; {hint}")))?;
         if law.gpu != *gpu {
             return Err(wrong(format!(
                 "{} is the law of {}, not of {gpu}",

@@ -102,6 +102,12 @@ pub(super) async fn write_status(
 ) -> Result<(), Failure> {
     let before = budget.status.clone().unwrap_or_default();
     if before.lease_epoch > context.epoch() {
+        tracing::warn!(
+            budget = budget.name_any(),
+            leader = before.lease_epoch,
+            own = context.epoch(),
+            "a later leader has written this budget: nothing is written"
+        );
         return Err(Failure::Deposed);
     }
     // A new leader writes every budget once: a write of the one before then loses its race.

@@ -56,8 +56,17 @@ async fn hold_lease(context: Arc<Context>, stop: Stop) {
     let mut watched = Watched::default();
     while !stop.is_stopped() {
         let asked = clock::monotonic_micros();
+        let highest = highest_epoch(&context);
         let mine = context
-            .call(lease::tend(&api, LEASE, &me, &mut watched, &terms, asked))
+            .call(lease::tend(
+                &api,
+                LEASE,
+                &me,
+                &mut watched,
+                &terms,
+                highest,
+                asked,
+            ))
             .await;
         match mine {
             Ok(true) => {
@@ -86,6 +95,15 @@ async fn hold_lease(context: Arc<Context>, stop: Stop) {
     }
     context.lead(context.epoch(), 0);
     let _ = context.call(lease::give_back(&api, LEASE, &me)).await;
+}
+
+/// The number of the last leader that wrote a budget.
+fn highest_epoch(context: &Context) -> i32 {
+    let budgets = context.caches.world.budgets.all();
+    let epochs = budgets
+        .iter()
+        .filter_map(|budget| Some(budget.status.as_ref()?.lease_epoch));
+    i32::try_from(epochs.max().unwrap_or(0)).unwrap_or(i32::MAX - 1)
 }
 
 async fn scrape(context: Arc<Context>, stop: Stop) {

@@ -3,7 +3,7 @@
 use super::budget_status::status_of;
 use super::context::{Context, Failure, carry_on, note};
 use super::follow::{Round, track};
-use super::grants::{Question, by_uid, commit, decide_on, fulfil};
+use super::grants::{Known, Question, by_uid, commit, decide_on, fulfil};
 use super::ledger::Ledger;
 use super::memory::Memory;
 use super::objects::{Progress, Work};
@@ -130,7 +130,8 @@ async fn decide(
     };
     let mut question = Question::default();
     let mut held = 0;
-    for work in works.iter().filter(open) {
+    // Where no budget makes sense there is nobody to ask.
+    for work in works.iter().filter(open).filter(|_| !terms.is_empty()) {
         if work.held && enforce {
             if asks_again(work, live) {
                 question.held.push(work);
@@ -172,7 +173,10 @@ async fn decide(
     if cached.grants.is_empty() && cached.rejections.is_empty() && !stale {
         return Ok(());
     }
-    let known: HashSet<String> = works.iter().map(|work| work.uid.clone()).collect();
+    let known = Known {
+        works: works.iter().map(|work| work.uid.as_str()).collect(),
+        pods: context.caches.pods.within(namespace),
+    };
     let committed = commit(context, namespace, &question, &known, held).await?;
     let by_uid = by_uid(works);
     for (uid, masses) in &committed.granted {

@@ -5,14 +5,14 @@ use super::context::{Context, Failure, carry_on};
 use super::energy::Pages;
 use super::learning;
 use super::memory::Memory;
-use super::objects::{Progress, Work};
+use super::objects::{Kind, Progress, Work};
 use super::tracking::{Seen, Told, follow};
 use crate::api::{CarbonBudget, CarbonReservation, ReservationStatus};
 use crate::budget::Policy;
 use crate::contract as c;
 use crate::node::{LedgerPage, PodEnergy};
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -23,81 +23,148 @@ const WRITE_EVERY_US: u64 = 2_000_000;
 /// After an end, the page of a pod's node must be younger than this before a pod that it
 /// does not list is taken to have burned nothing.
 const SETTLE_US: u64 = 2_500_000;
+/// A node that has not answered for this long after the end is not waited for any more.
+const PATIENCE_US: u64 = 600_000_000;
 
 /// What the exporters and the API server said by this cycle, by pod and job.
 pub(super) struct Round<'a> {
     pages: &'a Pages,
     lines: HashMap<&'a str, (&'a LedgerPage, &'a PodEnergy)>,
-    /// Pods by job.
-    children: HashMap<String, Vec<String>>,
-    /// Nodes of the pods that are there.
+    /// Pods by job and namespace.
+    children: HashMap<(String, String), Vec<String>>,
+    /// Nodes of the pods that were seen.
     nodes: HashMap<String, String>,
     /// Nodes that there are.
     there: HashSet<String>,
+    now: Timestamp,
     /// µs, monotonic.
     micros: u64,
 }
 
 impl<'a> Round<'a> {
     pub(super) fn new(context: &Context, memory: &Memory, pages: &'a Pages, micros: u64) -> Self {
-        let lines = pages.all().flat_map(|(_, page, _)| {
+        let young = |at: u64| micros.saturating_sub(at) < PATIENCE_US;
+        let lines = pages.all().filter(|(_, _, at)| young(*at));
+        let lines = lines.flat_map(|(_, page, _)| {
             let line = move |pod: &'a PodEnergy| (pod.uid.as_str(), (page.as_ref(), pod));
             page.pods.iter().map(line)
         });
-        let children = memory.children().into_iter().map(|(job, pods)| {
-            let pods = pods.into_iter().map(str::to_owned).collect();
-            (job.to_owned(), pods)
-        });
-        let pods = context.caches.pods.all();
-        let nodes = pods
-            .iter()
-            .filter_map(|pod| Some((pod.uid.clone(), pod.node.clone()?)));
+        let mut children: HashMap<(String, String), Vec<String>> = HashMap::new();
+        let mut nodes = HashMap::new();
+        for (uid, pod) in memory.pods() {
+            if let Some(job) = &pod.job {
+                let of = (pod.namespace.clone(), job.clone());
+                children.entry(of).or_default().push(uid.clone());
+            }
+            if let Some(node) = &pod.node {
+                nodes.insert(uid.clone(), node.clone());
+            }
+        }
         let there = context.caches.world.nodes.all();
         Self {
             pages,
             lines: lines.collect(),
-            children: children.collect(),
-            nodes: nodes.collect(),
+            children,
+            nodes,
             there: there.iter().map(|node| node.name.clone()).collect(),
+            now: context.now(),
             micros,
         }
     }
 
     /// UIDs of a reservation's pods; one with a reservation of its own pays for itself.
     fn pods(&self, reservation: &CarbonReservation, own: &HashSet<String>) -> BTreeSet<String> {
-        let uid = &reservation.spec.workload.uid;
+        let workload = &reservation.spec.workload;
+        let of = (
+            reservation.namespace().unwrap_or_default(),
+            workload.uid.clone(),
+        );
         let status = reservation.status.as_ref();
         let known = status.into_iter().flat_map(|s| &s.pods).map(|p| &p.uid);
-        let children = self.children.get(uid).into_iter().flatten();
+        let children = self.children.get(&of).into_iter().flatten();
         let mut pods: BTreeSet<String> = children
             .chain(known)
             .filter(|pod| !own.contains(*pod))
             .cloned()
             .collect();
-        pods.insert(uid.clone());
+        if workload.kind == Kind::Pod.as_str() {
+            pods.insert(workload.uid.clone());
+        }
         pods
     }
 
-    /// Whether every node that the pods were on has answered since the workload ended.
-    fn told(&self, pods: &BTreeSet<String>, status: &ReservationStatus, ended: u64) -> Told {
-        if self.micros.saturating_sub(ended) < SETTLE_US {
+    /// What is to be waited for since the workload ended: of every pod that no page lists as
+    /// ended, the word of its node.
+    fn told(&self, pods: &BTreeSet<String>, reservation: &CarbonReservation, ended: u64) -> Told {
+        let waited = self.micros.saturating_sub(ended);
+        if waited < SETTLE_US {
             return Told::Waiting;
         }
-        let seen = pods.iter().filter_map(|pod| self.nodes.get(pod));
-        let open = status.pods.iter().filter(|pod| !pod.is_final);
-        let nodes: BTreeSet<&String> = seen
-            .chain(open.map(|pod| &pod.node))
-            .filter(|node| !node.is_empty())
-            .collect();
         let mut told = Told::All;
-        for node in nodes {
+        let status = reservation.status.as_ref();
+        for pod in pods
+            .iter()
+            .filter(|pod| !self.lines.contains_key(pod.as_str()))
+        {
+            let record = status.and_then(|s| s.pods.iter().find(|known| known.uid == *pod));
+            if record.is_some_and(|record| record.is_final) {
+                continue;
+            }
+            let node = record.map(|record| &record.node);
+            // One that was never bound to a node has burned nothing.
+            let Some(node) = node.or_else(|| self.nodes.get(pod)) else {
+                continue;
+            };
             match self.pages.of(node) {
-                Some((page, at)) if page.ready && at >= ended + SETTLE_US / 2 => {}
+                Some((page, at)) if page.ready && at >= ended + SETTLE_US / 2 => {
+                    if record.is_some() || !self.watched_all(page, at, reservation) {
+                        told = Told::Lost;
+                    }
+                }
                 None if !self.there.contains(node) => told = Told::Lost,
+                _ if waited >= PATIENCE_US => told = Told::Lost,
                 _ => return Told::Waiting,
             }
         }
         told
+    }
+
+    /// True where an exporter has watched its GPUs since before a reservation was made: only
+    /// then does a pod that it does not list have burned nothing.
+    fn watched_all(&self, page: &LedgerPage, at: u64, reservation: &CarbonReservation) -> bool {
+        let made = reservation.metadata.creation_timestamp.as_ref();
+        let since = self.ago(at, page.watched_milliseconds);
+        // Both are read of clocks that may differ by a little.
+        let slack = SignedDuration::from_secs(2);
+        let all = made
+            .zip(since)
+            .is_some_and(|(made, since)| since <= made.0 + slack);
+        all && !page.gpus.is_empty()
+    }
+
+    /// The moment that lay so many milliseconds before a page was read.
+    fn ago(&self, at: u64, milliseconds: u64) -> Option<Timestamp> {
+        let page = i64::try_from(self.micros.saturating_sub(at)).ok()?;
+        let before = i64::try_from(milliseconds).ok()?;
+        let ago = SignedDuration::from_micros(page) + SignedDuration::from_millis(before);
+        self.now.checked_sub(ago).ok()
+    }
+
+    /// Pods that held a GPU before anything was measured here.
+    fn older(&self, pods: &BTreeSet<String>, measured: Option<Timestamp>) -> Vec<String> {
+        let Some(measured) = measured else {
+            return Vec::new();
+        };
+        let held_before = |pod: &&String| {
+            let line = self.lines.get(pod.as_str());
+            let since = line.and_then(|(page, line)| {
+                let (_, at) = self.pages.of(&page.node)?;
+                let ended = line.ended_milliseconds_ago.unwrap_or(0);
+                self.ago(at, line.held_milliseconds + ended)
+            });
+            since.is_some_and(|since| since < measured)
+        };
+        pods.iter().filter(held_before).cloned().collect()
     }
 }
 
@@ -110,13 +177,16 @@ pub(super) async fn track(
     round: &Round<'_>,
     budgets: &[Arc<CarbonBudget>],
 ) -> Result<(), Failure> {
-    let now = context.now();
     let reservations = context.caches.reservations.within(namespace);
     let own: HashSet<String> = reservations
         .iter()
         .map(|r| r.spec.workload.uid.clone())
         .collect();
-    let days = days(budgets, now);
+    let days = days(budgets, round.now);
+    let measured = budgets
+        .iter()
+        .filter_map(|b| b.status.as_ref()?.measured_since.parse().ok())
+        .min();
     for reservation in reservations.iter().filter(|r| !r.is_settled()) {
         let uid = &reservation.spec.workload.uid;
         let work = works.iter().find(|work| work.uid == *uid);
@@ -125,11 +195,15 @@ pub(super) async fn track(
         let pods = round.pods(reservation, &own);
         let told = if ended {
             let ended = memory.ended_at(uid, round.micros);
-            round.told(&pods, &before, ended)
+            round.told(&pods, reservation, ended)
         } else {
+            memory.goes_on(uid);
             Told::Waiting
         };
-        let mine = |name: &String| reservation.spec.budgets.iter().any(|b| b.name == *name);
+        let is_listed = |pod: &String| {
+            let recorded = before.pods.iter().any(|known| known.uid == *pod);
+            recorded || round.lines.contains_key(pod.as_str())
+        };
         let seen = Seen {
             pods: pods
                 .iter()
@@ -137,13 +211,15 @@ pub(super) async fn track(
                 .collect(),
             ended,
             told,
-            days: days
-                .iter()
-                .filter(|(name, _)| mine(name))
-                .cloned()
-                .collect(),
+            listed: pods.iter().all(is_listed),
+            older: if reservation.spec.adopted {
+                round.older(&pods, measured)
+            } else {
+                Vec::new()
+            },
+            days: days.clone(),
         };
-        let status = follow(reservation, &seen, &now.to_string());
+        let status = follow(reservation, &seen, &round.now.to_string());
         let written = memory.written.get(uid);
         let due = written.is_none_or(|at| round.micros.saturating_sub(*at) >= WRITE_EVERY_US);
         if status == before || !(status.settled || due) {

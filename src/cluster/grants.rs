@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 /// Grants that one write of a budget carries at most.
 const IN_FLIGHT: usize = 128;
@@ -36,6 +37,15 @@ pub(super) struct Committed {
     pub(super) plan: Plan,
     /// Committed masses by UID, then budget.
     pub(super) granted: BTreeMap<String, Vec<ReservedFor>>,
+}
+
+/// What this leader's caches know.
+#[derive(Debug)]
+pub(super) struct Known<'a> {
+    /// UIDs of the work that is charged by itself.
+    pub(super) works: HashSet<&'a str>,
+    /// All pods of the namespace.
+    pub(super) pods: Vec<Arc<Work>>,
 }
 
 /// The plan for a question against a ledger: pure.
@@ -89,7 +99,7 @@ pub(super) async fn commit(
     context: &Context,
     namespace: &str,
     question: &Question<'_>,
-    known: &HashSet<String>,
+    known: &Known<'_>,
     held: i64,
 ) -> Result<Committed, Failure> {
     let ledger = Ledger::read(context, namespace).await?;
@@ -196,11 +206,14 @@ async fn standing(
     context: &Context,
     namespace: &str,
     flying: &BTreeMap<String, GrantInFlight>,
-    known: &HashSet<String>,
+    known: &Known<'_>,
 ) -> Result<HashSet<String>, Failure> {
     let mut standing = HashSet::new();
     for (uid, grant) in flying {
-        if known.contains(uid) || lift::exists(context, namespace, grant).await? {
+        let mine = known.works.contains(uid.as_str());
+        // A pod that turned out to be its job's needs no grant.
+        let jobs = !mine && known.pods.iter().any(|pod| pod.uid == *uid);
+        if mine || (!jobs && lift::exists(context, namespace, grant).await?) {
             standing.insert(uid.clone());
         }
     }

@@ -93,6 +93,9 @@ fn observe(
     if status.estimated {
         return Err("NodeLost");
     }
+    if status.pods.iter().any(|pod| pod.before_millijoules > 0) {
+        return Err("BeganBeforeTheBudget");
+    }
     if progress != Some(Progress::Succeeded) {
         return Err("NotSucceeded");
     }

@@ -80,13 +80,15 @@ impl Watched {
 }
 
 /// One look at the lease and the write it asks for; true while it is mine. An error leaves
-/// the claim as it was: the caller's deadline decides.
+/// the claim as it was: the caller's deadline decides. `highest` is the number of the last
+/// leader that wrote anything: this one's is not lower.
 pub async fn tend(
     api: &Api<Lease>,
     name: &str,
     me: &str,
     watched: &mut Watched,
     terms: &Terms,
+    highest: i32,
     now: u64,
 ) -> Result<bool, kube::Error> {
     let found = api.get_opt(name).await?;
@@ -98,10 +100,13 @@ pub async fn tend(
             ..Watched::default()
         };
     }
+    // A lease that was deleted begins at one again, but the budgets remember their leaders.
+    let next = highest.saturating_add(1);
     let transitions = match decide(me, watched, terms, now) {
         Action::Wait => return Ok(false),
+        Action::Renew if watched.transitions < highest => next,
         Action::Renew => watched.transitions,
-        Action::Take(transitions) => transitions,
+        Action::Take(transitions) => transitions.max(next),
     };
     let record = record(name, me, transitions, found.as_ref(), terms);
     let written = match &found {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// Job of each pod that was seen, since pods go before their last joule is told.
-    owners: HashMap<String, String>,
+    /// Pods that were seen: they go before their last joule is told.
+    pods: HashMap<String, SeenPod>,
     /// µs, monotonic: when a workload was first seen to have ended.
     ended: HashMap<String, u64>,
     /// µs, monotonic: when a reservation's status was last written.
@@ -17,6 +17,14 @@ pub(super) struct Memory {
     pub(super) told: HashSet<String>,
     /// µs, monotonic: since when a pod is nobody's.
     nobodys: HashMap<String, u64>,
+}
+
+/// Whose a pod is, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SeenPod {
+    pub(super) namespace: String,
+    pub(super) job: Option<String>,
+    pub(super) node: Option<String>,
 }
 
 /// A pod that is nobody's for this long is charged by itself: its job may come later than
@@ -28,33 +36,40 @@ impl Memory {
         *self = Self::default();
     }
 
-    /// Takes in whose the pods are.
+    /// Takes in whose the pods are, and where.
     pub(super) fn see(&mut self, pods: &[Arc<Work>]) {
         for pod in pods {
-            if let Owner::Job(job) = &pod.owner
-                && !pod.held
-            {
-                self.owners.insert(pod.uid.clone(), job.clone());
-            }
+            let job = match &pod.owner {
+                Owner::Job(job) if !pod.held => Some(job.clone()),
+                _ => None,
+            };
+            let before = self.pods.get(&pod.uid);
+            let seen = SeenPod {
+                namespace: pod.namespace.clone(),
+                // A job that was deleted alone leaves its pods without an owner.
+                job: job.or_else(|| before.and_then(|seen| seen.job.clone())),
+                node: pod.node.clone(),
+            };
+            self.pods.insert(pod.uid.clone(), seen);
         }
+    }
+
+    pub(super) fn pods(&self) -> &HashMap<String, SeenPod> {
+        &self.pods
     }
 
     pub(super) fn job_of(&self, pod: &str) -> Option<&str> {
-        self.owners.get(pod).map(String::as_str)
-    }
-
-    /// Pods by job.
-    pub(super) fn children(&self) -> HashMap<&str, Vec<&str>> {
-        let mut children: HashMap<&str, Vec<&str>> = HashMap::new();
-        for (pod, job) in &self.owners {
-            children.entry(job).or_default().push(pod);
-        }
-        children
+        self.pods.get(pod)?.job.as_deref()
     }
 
     /// When the workload was first seen to have ended, now at the latest.
     pub(super) fn ended_at(&mut self, uid: &str, now: u64) -> u64 {
         *self.ended.entry(uid.to_owned()).or_insert(now)
+    }
+
+    /// It was not the end: the workload is there again.
+    pub(super) fn goes_on(&mut self, uid: &str) {
+        self.ended.remove(uid);
     }
 
     /// True once a pod has been nobody's for long enough.
@@ -71,7 +86,7 @@ impl Memory {
         open: &HashSet<&str>,
         works: &HashSet<&str>,
     ) {
-        self.owners.retain(|pod, _| pods.contains(pod.as_str()));
+        self.pods.retain(|pod, _| pods.contains(pod.as_str()));
         self.nobodys.retain(|pod, _| pods.contains(pod.as_str()));
         self.ended.retain(|uid, _| open.contains(uid.as_str()));
         self.written.retain(|uid, _| open.contains(uid.as_str()));

@@ -363,24 +363,31 @@ fn count(quantity: &serde_json::Value) -> u32 {
         .unwrap_or(0)
 }
 
-/// Products named by the node selector or by required node affinity.
+/// Products that the node selector, or else every term of the required node affinity, names;
+/// terms are alternatives, so one that names none leaves every product open.
 fn eligible(pod: &PodSpec) -> Vec<Gpu> {
-    let mut names: Vec<&str> = pod
-        .node_selector
-        .get(PRODUCT_LABEL)
-        .map(String::as_str)
-        .into_iter()
-        .collect();
-    let terms = &pod.affinity.node_affinity.required.node_selector_terms;
-    for expression in terms.iter().flat_map(|term| &term.match_expressions) {
-        if expression.key == PRODUCT_LABEL && expression.operator == "In" {
-            names.extend(expression.values.iter().map(String::as_str));
-        }
-    }
-    let mut gpus: Vec<Gpu> = names.into_iter().filter_map(Gpu::parse).collect();
+    let selected = pod.node_selector.get(PRODUCT_LABEL);
+    let mut gpus: Vec<Gpu> = if let Some(name) = selected {
+        Gpu::parse(name).into_iter().collect()
+    } else {
+        let terms = &pod.affinity.node_affinity.required.node_selector_terms;
+        let named: Option<Vec<Vec<Gpu>>> = terms.iter().map(Term::products).collect();
+        named.unwrap_or_default().concat()
+    };
     gpus.sort();
     gpus.dedup();
     gpus
+}
+
+impl Term {
+    fn products(&self) -> Option<Vec<Gpu>> {
+        let names = self
+            .match_expressions
+            .iter()
+            .find(|e| e.key == PRODUCT_LABEL && e.operator == "In");
+        let gpus = names?.values.iter().filter_map(|name| Gpu::parse(name));
+        Some(gpus.collect())
+    }
 }
 
 #[cfg(test)]
@@ -420,6 +427,23 @@ mod tests {
         let stamped =
             json!({ "metadata": { "annotations": { HOLD: "x" } }, "spec": { "suspend": true } });
         assert!(Work::of(Kind::Job, &job(&stamped)).unwrap().held);
+    }
+
+    #[test]
+    fn a_term_that_names_no_product_leaves_every_product_open() {
+        let expression = |key: &str, value: &str| json!({ "matchExpressions": [{ "key": key, "operator": "In", "values": [value] }] });
+        let eligible = |terms: serde_json::Value| {
+            let affinity = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
+            let extra = json!({ "spec": { "template": { "spec": { "affinity": affinity } } } });
+            Work::of(Kind::Job, &job(&extra)).unwrap().eligible.len()
+        };
+        let l40s = expression(PRODUCT_LABEL, "NVIDIA-L40S");
+        let h100 = expression(PRODUCT_LABEL, "NVIDIA-H100-80GB-HBM3");
+        assert_eq!(eligible(json!([l40s, h100])), 2);
+        assert_eq!(
+            eligible(json!([l40s, expression("kubernetes.io/os", "linux")])),
+            0
+        );
     }
 
     #[test]

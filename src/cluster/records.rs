@@ -60,7 +60,7 @@ pub(super) fn reservation(
             parameters: work.parameters(),
             pods: i64::from(work.pods),
             gpus: i64::from(work.gpus),
-            law: estimate.as_ref().map(law_used).unwrap_or_default(),
+            law: estimate.as_deref().map(law_used).unwrap_or_default(),
             intensity: IntensityUsed {
                 zone: intensity.zone.clone(),
                 milligrams_per_kwh: whole(intensity.grams_per_kwh * 1000.0),

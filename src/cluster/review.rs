@@ -206,7 +206,10 @@ fn decide_request(
 /// a forged owner reference makes a pod of its own.
 fn charged_to_owner(work: &Work, request: &Request) -> bool {
     let user = &request.user_info.username;
-    work.owner != Owner::Nobody && (user == POD_MAKER || user.starts_with(POD_MAKERS))
+    let controller = user == POD_MAKER || user.starts_with(POD_MAKERS);
+    // A kubelet shows what it runs already.
+    let mirror = user.starts_with("system:node:");
+    mirror || (work.owner != Owner::Nobody && controller)
 }
 
 struct Case<'a> {
@@ -362,20 +365,22 @@ impl Case<'_> {
             return;
         };
         outcome.reason = spoken.verdict.reason.as_str();
+        if self.work.node.is_some() {
+            // Nothing would keep it from running before the ledger has set its grams aside.
+            deny(
+                response,
+                outcome,
+                "a pod that names its node cannot be held for its carbon budget: leave \
+                 spec.nodeName out, and use a node selector",
+            );
+            return;
+        }
         self.enforce(&spoken, response, outcome);
     }
 
     fn enforce(&self, spoken: &Spoken, response: &mut Response, outcome: &mut Outcome) {
         match spoken.verdict.decision {
             Decision::Admit => {}
-            Decision::Hold if self.work.node.is_some() => deny(
-                response,
-                outcome,
-                &format!(
-                    "{}; a pod that names its node cannot be held: leave spec.nodeName out",
-                    spoken.message
-                ),
-            ),
             Decision::Hold => {
                 outcome.decision = "held";
                 response

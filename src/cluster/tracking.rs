@@ -1,7 +1,9 @@
 //! What a reservation's status should be, given the exporters' pages: drawn down while the
 //! job runs, settled when it has ended and its energy is known. Pure.
 
-use crate::api::{BookedCharge, CarbonReservation, PodCharge, ReservationStatus, RunCharge};
+use crate::api::{
+    BookedCharge, CarbonReservation, JoinedBudget, PodCharge, ReservationStatus, RunCharge,
+};
 use crate::carbon::{Basis, Intensity, Kind, Milligrams, Pue, Signal, grams};
 use crate::law::Joules;
 use crate::node::{LedgerPage, PodEnergy};
@@ -29,6 +31,10 @@ pub(super) struct Seen<'a> {
     /// True once it has ended or is gone.
     pub(super) ended: bool,
     pub(super) told: Told,
+    /// True where no pod of it is known that no page or record lists.
+    pub(super) listed: bool,
+    /// UIDs of pods that held a GPU before there was a budget.
+    pub(super) older: Vec<String>,
     /// (budget, day) that a charge now goes to.
     pub(super) days: Vec<(String, String)>,
 }
@@ -39,8 +45,9 @@ pub(super) fn follow(reservation: &CarbonReservation, seen: &Seen, now: &str) ->
     if status.settled {
         return status;
     }
+    join(reservation, &mut status, &seen.days);
     for (page, pod) in &seen.pods {
-        record(&mut status.pods, page, pod);
+        record(&mut status.pods, page, pod, seen.older.contains(&pod.uid));
     }
     let measured: i64 = status.pods.iter().map(PodCharge::millijoules).sum();
     status.measured_millijoules = measured.max(status.measured_millijoules);
@@ -49,12 +56,10 @@ pub(super) fn follow(reservation: &CarbonReservation, seen: &Seen, now: &str) ->
     // A deleted job's pod may burn on for as long as its grace period.
     let burning = seen.pods.iter().any(|(_, pod)| !pod.is_final);
     let all_there = i64::try_from(status.pods.len()).is_ok_and(|n| n >= reservation.spec.pods);
-    let known = all_there && status.pods.iter().all(|pod| pod.is_final);
+    let known = seen.listed && all_there && status.pods.iter().all(|pod| pod.is_final);
     if seen.ended && !burning && (known || seen.told != Told::Waiting) {
         if seen.told == Told::Lost && !known {
-            status.estimated = true;
-            let reserved = Milligrams(reservation.spec.reserved_milligrams);
-            book(&mut status, reserved.max(charged), &seen.days);
+            estimate(reservation, &mut status, &seen.days);
         }
         status.settled = true;
         status.settled_at = Some(now.to_owned());
@@ -63,12 +68,57 @@ pub(super) fn follow(reservation: &CarbonReservation, seen: &Seen, now: &str) ->
     status
 }
 
-fn record(pods: &mut Vec<PodCharge>, page: &LedgerPage, pod: &PodEnergy) {
+/// Takes in budgets that came after the reservation: they count from now on.
+fn join(
+    reservation: &CarbonReservation,
+    status: &mut ReservationStatus,
+    days: &[(String, String)],
+) {
+    for (budget, _) in days {
+        let has_part = reservation.spec.budgets.iter().any(|b| b.name == *budget);
+        if has_part || status.joined.iter().any(|joined| joined.name == *budget) {
+            continue;
+        }
+        let left = reservation.spec.reserved_milligrams - status.charged_milligrams;
+        status.joined.push(JoinedBudget {
+            name: budget.clone(),
+            charged_before_milligrams: status.charged_milligrams,
+            reserved_milligrams: left.max(0),
+        });
+    }
+}
+
+/// Where what was burned last is lost, every budget is charged what it set aside.
+fn estimate(
+    reservation: &CarbonReservation,
+    status: &mut ReservationStatus,
+    days: &[(String, String)],
+) {
+    status.estimated = true;
+    let charged = status.charged_milligrams;
+    for (budget, day) in days {
+        let part = reservation.reserved_for(budget).unwrap_or_default();
+        let before = before(status, budget);
+        let all = Milligrams((part.0 + before).max(charged));
+        book(status, all, &[(budget.clone(), day.clone())]);
+    }
+    let all = reservation.spec.reserved_milligrams.max(charged);
+    status.charged_milligrams = all;
+}
+
+/// What had been charged elsewhere before a budget came.
+fn before(status: &ReservationStatus, budget: &str) -> i64 {
+    let joined = status.joined.iter().find(|joined| joined.name == budget);
+    joined.map_or(0, |joined| joined.charged_before_milligrams)
+}
+
+fn record(pods: &mut Vec<PodCharge>, page: &LedgerPage, pod: &PodEnergy, older: bool) {
     let millijoules = i64::try_from(pod.microjoules.div_ceil(1000)).unwrap_or(i64::MAX);
     let index = pods.iter().position(|known| known.uid == pod.uid);
     let index = index.unwrap_or_else(|| {
         pods.push(PodCharge {
             uid: pod.uid.clone(),
+            before_millijoules: if older { millijoules } else { 0 },
             ..PodCharge::default()
         });
         pods.len() - 1
@@ -120,7 +170,7 @@ fn book(status: &mut ReservationStatus, charged: Milligrams, days: &[(String, St
             .filter(|charge| charge.budget == *budget)
             .map(|charge| charge.milligrams)
             .sum();
-        let new = charged.0 - booked;
+        let new = charged.0 - before(status, budget) - booked;
         if new <= 0 {
             continue;
         }
@@ -194,6 +244,7 @@ pub(super) mod tests {
             node: "a".into(),
             epoch: epoch.into(),
             ready: true,
+            watched_milliseconds: 0,
             pods: vec![pod],
             gpus: vec![],
             forgotten_microjoules: 0,
@@ -204,8 +255,9 @@ pub(super) mod tests {
         let seen = Seen {
             pods: vec![(page, &page.pods[0])],
             ended,
-            told: Told::Waiting,
+            listed: true,
             days: vec![("b".into(), day.into())],
+            ..Seen::default()
         };
         reservation.status = Some(follow(reservation, &seen, "now"));
     }
@@ -255,7 +307,9 @@ pub(super) mod tests {
             pods: vec![(&page, &page.pods[0])],
             ended: true,
             told: Told::All,
+            listed: true,
             days: vec![("b".into(), "2026-11-30".into())],
+            ..Seen::default()
         };
         r.status = Some(follow(&r, &seen, "now"));
         assert!(!r.status.unwrap().settled);
@@ -287,30 +341,74 @@ pub(super) mod tests {
         assert!(status.pods[0].runs.len() <= RUNS);
     }
 
+    fn charges_of(r: &CarbonReservation, budget: &str) -> i64 {
+        let status = r.status.as_ref().unwrap();
+        let own = status.charges.iter().filter(|c| c.budget == budget);
+        own.map(|c| c.milligrams).sum()
+    }
+
+    fn step_for(r: &mut CarbonReservation, page: &LedgerPage, budgets: &[&str]) {
+        let days = budgets.iter().map(|n| ((*n).into(), "2026-11-30".into()));
+        let seen = Seen {
+            pods: vec![(page, &page.pods[0])],
+            days: days.collect(),
+            ..Seen::default()
+        };
+        r.status = Some(follow(r, &seen, "now"));
+    }
+
     #[test]
     fn a_budget_that_could_not_be_booked_for_a_while_gets_all_of_it_later() {
         let mut r = reservation(100);
-        let (early, late) = (page("1", 300, false), page("1", 500, true));
-        let days = |names: &[&str]| {
-            names
-                .iter()
-                .map(|n| ((*n).into(), "2026-11-30".into()))
-                .collect()
-        };
-        for (page, days) in [(&early, days(&["b"])), (&late, days(&["b", "c"]))] {
+        r.spec.budgets.push(ReservedFor {
+            name: "c".into(),
+            milligrams: 90,
+        });
+        step_for(&mut r, &page("1", 300, false), &["b"]);
+        step_for(&mut r, &page("1", 500, true), &["b", "c"]);
+        assert_eq!((charges_of(&r, "b"), charges_of(&r, "c")), (50, 50));
+    }
+
+    #[test]
+    fn a_budget_that_comes_while_the_job_runs_counts_from_then_on() {
+        let mut r = reservation(100);
+        step_for(&mut r, &page("1", 300, false), &["b"]);
+        assert_eq!(r.entry("new").unwrap().outstanding(), Milligrams(70));
+        step_for(&mut r, &page("1", 300, false), &["b", "new"]);
+        step_for(&mut r, &page("1", 500, false), &["b", "new"]);
+        assert_eq!((charges_of(&r, "b"), charges_of(&r, "new")), (50, 20));
+        assert_eq!(r.entry("new").unwrap().outstanding(), Milligrams(50));
+    }
+
+    #[test]
+    fn what_was_burned_before_there_was_a_budget_is_not_charged() {
+        let mut r = reservation(100);
+        let (early, late) = (page("1", 300, false), page("1", 500, false));
+        for page in [&early, &late] {
             let seen = Seen {
                 pods: vec![(page, &page.pods[0])],
-                days,
+                older: vec!["p".into()],
+                days: vec![("b".into(), "2026-11-30".into())],
                 ..Seen::default()
             };
             r.status = Some(follow(&r, &seen, "now"));
         }
-        let charges = r.status.unwrap().charges;
-        let of = |name: &str| -> i64 {
-            let own = charges.iter().filter(|c| c.budget == name);
-            own.map(|c| c.milligrams).sum()
+        assert_eq!(r.status.unwrap().measured_millijoules, 200_000);
+    }
+
+    #[test]
+    fn a_retry_that_no_page_lists_yet_keeps_the_job_from_being_settled() {
+        let mut r = reservation(100);
+        let page = page("1", 300, true);
+        let seen = Seen {
+            pods: vec![(&page, &page.pods[0])],
+            ended: true,
+            listed: false,
+            ..Seen::default()
         };
-        assert_eq!((of("b"), of("c")), (50, 50));
+        assert!(!follow(&r, &seen, "now").settled);
+        step(&mut r, &page, "2026-11-30", true);
+        assert!(r.status.unwrap().settled);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What must be true of the cluster whoever waits: labels on budgeted namespaces, a law
 //! for every GPU product, and statuses of zones and models that say what is in use.
 
-use super::context::{Context, Failure};
+use super::context::{Context, Failure, carry_on};
 use super::learning::describe;
 use super::verdicts::{Terms, strictest};
 use super::world::{gpu_of, law_of};
@@ -20,10 +20,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Brings all of it up to date; writes only what differs.
 pub(super) async fn run(context: &Context) -> Result<(), Failure> {
-    namespaces(context).await?;
-    laws(context).await?;
-    zones(context).await?;
-    models(context).await
+    carry_on("namespaces", namespaces(context).await)?;
+    carry_on("laws", laws(context).await)?;
+    carry_on("zones", zones(context).await)?;
+    carry_on("models", models(context).await)
 }
 
 /// Webhooks select namespaces by the strictest mode of their budgets.
@@ -50,9 +50,10 @@ async fn namespaces(context: &Context) -> Result<(), Failure> {
             }
             context.check_leading()?;
             let patch = json!({ "metadata": { "labels": { MODE_LABEL: mode } } });
-            context
+            let patched = context
                 .call(api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch)))
-                .await?;
+                .await;
+            carry_on(&name, patched.map(|_| ()))?;
         }
     }
     Ok(())
@@ -92,10 +93,8 @@ async fn laws(context: &Context) -> Result<(), Failure> {
             form: Form::Additive,
         };
         let law = EnergyLaw::new(&gpu.law_name(), spec);
-        match context.call(api.create(&PostParams::default(), &law)).await {
-            Ok(_) | Err(Failure::Conflict) => {}
-            Err(error) => return Err(error),
-        }
+        let created = context.call(api.create(&PostParams::default(), &law)).await;
+        carry_on(product, created.map(|_| ()))?;
     }
     for law in laws {
         let wanted = describe(context, &law, &law_of(&law));
@@ -104,13 +103,10 @@ async fn laws(context: &Context) -> Result<(), Failure> {
             let mut written = (*law).clone();
             written.metadata.managed_fields = None;
             written.status = Some(wanted);
-            match context
+            let replaced = context
                 .call(api.replace_status(&law.name_any(), &PostParams::default(), &written))
-                .await
-            {
-                Ok(_) | Err(Failure::Conflict | Failure::NotFound) => {}
-                Err(error) => return Err(error),
-            }
+                .await;
+            carry_on(&law.name_any(), replaced.map(|_| ()))?;
         }
     }
     Ok(())
@@ -131,9 +127,10 @@ async fn zones(context: &Context) -> Result<(), Failure> {
         if zone.status.as_ref() != Some(&wanted) {
             context.check_leading()?;
             let patch = json!({ "status": wanted });
-            context
+            let patched = context
                 .call(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
-                .await?;
+                .await;
+            carry_on(&name, patched.map(|_| ()))?;
         }
     }
     Ok(())
@@ -196,9 +193,10 @@ async fn models(context: &Context) -> Result<(), Failure> {
         if model.status.as_ref() != Some(&wanted) {
             context.check_leading()?;
             let patch = json!({ "status": wanted });
-            context
+            let patched = context
                 .call(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)))
-                .await?;
+                .await;
+            carry_on(&name, patched.map(|_| ()))?;
         }
     }
     Ok(())

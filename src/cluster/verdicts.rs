@@ -11,6 +11,7 @@ use crate::carbon::Milligrams;
 use crate::law::Workload;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
+use std::sync::{Arc, OnceLock};
 
 /// A budget that makes sense.
 #[derive(Debug, Clone)]
@@ -59,6 +60,8 @@ pub(super) struct Forecast {
     pub(super) request: Option<Request>,
     /// Why nothing can be predicted.
     pub(super) problem: Option<String>,
+    /// The estimate at the quantile that was asked first: nearly always the only one.
+    first: OnceLock<(f64, Result<Arc<Estimate>, String>)>,
 }
 
 /// Reads the parameters.
@@ -72,12 +75,14 @@ pub(super) fn forecast(work: &Work, oracle: &Oracle) -> Forecast {
                 eligible: work.eligible.clone(),
             }),
             problem: None,
+            first: OnceLock::new(),
         },
         Err(errors) => {
             let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
             Forecast {
                 request: None,
                 problem: Some(lines.join("; ")),
+                first: OnceLock::new(),
             }
         }
     }
@@ -85,13 +90,25 @@ pub(super) fn forecast(work: &Work, oracle: &Oracle) -> Forecast {
 
 impl Forecast {
     /// The estimate at a budget's quantile, or why there is none.
-    pub(super) fn estimate(&self, oracle: &Oracle, quantile: f64) -> Result<Estimate, String> {
+    pub(super) fn estimate(&self, oracle: &Oracle, quantile: f64) -> Result<Arc<Estimate>, String> {
+        let first = self
+            .first
+            .get_or_init(|| (quantile, self.ask(oracle, quantile)));
+        if first.0.to_bits() == quantile.to_bits() {
+            first.1.clone()
+        } else {
+            self.ask(oracle, quantile)
+        }
+    }
+
+    fn ask(&self, oracle: &Oracle, quantile: f64) -> Result<Arc<Estimate>, String> {
         let request = self
             .request
             .as_ref()
             .ok_or_else(|| self.problem.clone().unwrap_or_default())?;
         oracle
             .estimate(request, quantile)
+            .map(Arc::new)
             .map_err(|error| error.to_string())
     }
 
@@ -108,6 +125,7 @@ impl Forecast {
 #[derive(Debug, Clone)]
 pub(super) struct Spoken {
     pub(super) verdict: Verdict,
+    /// Empty where there is nothing to say.
     pub(super) message: String,
 }
 
@@ -124,7 +142,11 @@ pub(super) fn judge(
     let need = forecast.need(oracle, quantile);
     let name = format!("{namespace}/{}", terms.name);
     let verdict = decide(&name, &terms.policy, &terms.totals, need, waited, now);
-    let message = explain(&verdict, forecast, oracle);
+    let message = if verdict.decision == Decision::Admit {
+        String::new()
+    } else {
+        explain(&verdict, forecast, oracle)
+    };
     Spoken { verdict, message }
 }
 
@@ -137,7 +159,7 @@ pub(super) fn explain(verdict: &Verdict, forecast: &Forecast, oracle: &Oracle) -
         }
         _ => Vec::new(),
     };
-    verdict.message(estimate.as_ref(), &fits)
+    verdict.message(estimate.as_deref(), &fits)
 }
 
 /// The worst of several verdicts: a refusal, else a hold, else the first.

@@ -25,6 +25,8 @@ pub struct RowError {
 pub enum DatasetError {
     #[error("the first line is not a CSV header")]
     Header(#[source] csv::Error),
+    #[error("line {0}: a quote is opened and not closed on the line: close it, or take it out")]
+    Quote(u64),
     #[error(
         "column {0} is missing; needed are model, gpu, width, height, steps, energy_joules_per_image"
     )]
@@ -61,6 +63,13 @@ pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetErr
     let mut dataset = Dataset::default();
     for (index, record) in reader.records().enumerate() {
         let mut at = None;
+        if let Ok(record) = &record
+            && record.iter().any(|field| field.contains('\n'))
+        {
+            // A quote that is not closed would swallow the rows after it unseen.
+            let byte = record.position().map_or(0, csv::Position::byte);
+            return Err(DatasetError::Quote(line_of(text, byte)));
+        }
         let row = record
             .map_err(|error| error.to_string())
             .and_then(|record| {
@@ -214,6 +223,18 @@ mod tests {
             lines[3].starts_with("line 6: energy_joules_per_image \"\""),
             "{lines:?}"
         );
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_is_an_error_and_swallows_no_row() {
+        let rows = format!(
+            "{HEADER}\n\
+             sdxl,A100,1024,1024,25,900,1,true,fp16\n\
+             \"sdxl,A100,1024,1024,25,900,1,true,fp16\n\
+             sdxl,A100,1024,1024,25,900,1,true,fp16\n"
+        );
+        let error = read_csv(&rows, &Catalogue::built_in()).unwrap_err();
+        assert!(error.to_string().contains("line 3"), "{error}");
     }
 
     #[test]

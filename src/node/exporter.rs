@@ -72,6 +72,7 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
             node: settings.node.clone(),
             epoch: String::new(),
             ready: false,
+            watched_milliseconds: 0,
             pods: Vec::new(),
             gpus: Vec::new(),
             forgotten_microjoules: 0,

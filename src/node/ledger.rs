@@ -15,6 +15,9 @@ pub struct LedgerPage {
     pub epoch: String,
     /// False until the GPUs and the kubelet have both answered.
     pub ready: bool,
+    /// For how long it has been ready: pods that ended before are not listed.
+    #[serde(default)]
+    pub watched_milliseconds: u64,
     pub pods: Vec<PodEnergy>,
     /// Every GPU's account: their energies are the sum of the pods', of what is nobody's,
     /// and of `forgottenMicrojoules`, to the microjoule.
@@ -60,7 +63,13 @@ pub struct PodEnergy {
 }
 
 /// The page as of now (µs, monotonic).
-pub(super) fn page(meter: &Meter, node: &str, epoch: &str, ready: bool, now: u64) -> LedgerPage {
+pub(super) fn page(
+    meter: &Meter,
+    node: &str,
+    epoch: &str,
+    ready_since: Option<u64>,
+    now: u64,
+) -> LedgerPage {
     let model = |gpu: &str| {
         meter
             .gpus()
@@ -99,7 +108,8 @@ pub(super) fn page(meter: &Meter, node: &str, epoch: &str, ready: bool, now: u64
     LedgerPage {
         node: node.to_owned(),
         epoch: epoch.to_owned(),
-        ready,
+        ready: ready_since.is_some(),
+        watched_milliseconds: ready_since.map_or(0, |since| now.saturating_sub(since) / 1000),
         pods: meter.pods().map(pod).collect(),
         gpus: meter.gpus().map(gpu).collect(),
         forgotten_microjoules: meter.retired().0,

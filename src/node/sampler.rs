@@ -63,6 +63,8 @@ pub(super) struct Sampler {
     health: Health,
     listed: u64,
     epoch: String,
+    /// µs, monotonic: since when GPUs and kubelet both answer.
+    ready_since: Option<u64>,
 }
 
 impl Sampler {
@@ -83,6 +85,7 @@ impl Sampler {
             health: Health::default(),
             listed: 0,
             epoch: clock::now().to_string(),
+            ready_since: None,
         }
     }
 
@@ -265,12 +268,15 @@ impl Sampler {
         self.health
             .ticked(clock::monotonic_micros().saturating_sub(now), clock::now());
         self.health.kubelet(&listed.errors, listed.healthy);
-        let ready = self.health.is_ready();
+        self.ready_since = self
+            .health
+            .is_ready()
+            .then(|| self.ready_since.unwrap_or(now));
         self.shared.ledger.store(Arc::new(page(
             &self.meter,
             &self.settings.node,
             &self.epoch,
-            ready,
+            self.ready_since,
             now,
         )));
         let snapshot = NodeSnapshot::of(&self.meter, &self.settings, &self.health, now);

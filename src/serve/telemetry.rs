@@ -33,6 +33,8 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
             return Err(format!("{level:?} is no level; {allowed}"));
         }
     }
+    // It repeats what every caller here says of a failed call.
+    let filter = format!("{filter},kube_client::client::builder=off");
     EnvFilter::try_new(filter).map_err(|error| format!("{error}; {allowed}"))
 }
 

@@ -348,7 +348,7 @@ fn a_bare_pod_is_gated_released_and_settled() {
 }
 
 #[test]
-fn a_pod_that_names_its_node_runs_where_it_fits_and_is_refused_where_it_does_not() {
+fn a_pod_that_names_its_node_is_refused_under_enforce_and_charged_elsewhere() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         let mut pod = Generate::SMALL.pod("bound");
@@ -360,13 +360,6 @@ fn a_pod_that_names_its_node_runs_where_it_fits_and_is_refused_where_it_does_not
         )
         .await?;
         let said = create(shared, "bound", &pod, &[])?;
-        ensure!(said.ok, "{said:?}");
-        let pods: Api<Pod> = Api::namespaced(client.clone(), "bound");
-        let uid = pods.get("bound").await?.uid().unwrap_or_default();
-        let record = jobs::settled(client, "bound", &uid).await?;
-        ensure!(record.data["spec"]["adopted"] == true, "{}", record.data);
-        jobs::filled(client, "bound-full", &Generate::SMALL).await?;
-        let said = create(shared, "bound-full", &pod, &[])?;
         ensure!(
             !said.ok
                 && said
@@ -374,6 +367,14 @@ fn a_pod_that_names_its_node_runs_where_it_fits_and_is_refused_where_it_does_not
                     .contains("a pod that names its node cannot be held"),
             "{said:?}"
         );
+        namespace(shared, "bound-audit", json!({ "limit": "1kg" })).await?;
+        let said = create(shared, "bound-audit", &pod, &[])?;
+        ensure!(said.ok, "{said:?}");
+        let pods: Api<Pod> = Api::namespaced(client.clone(), "bound-audit");
+        let uid = pods.get("bound").await?.uid().unwrap_or_default();
+        let record = jobs::settled(client, "bound-audit", &uid).await?;
+        ensure!(record.data["spec"]["adopted"] == true, "{}", record.data);
+        ensure!(record.data["status"]["chargedMilligrams"].as_i64() > Some(0));
         Ok(())
     });
 }
@@ -465,20 +466,128 @@ fn two_budgets_of_a_namespace_are_charged_alike() {
 }
 
 #[test]
-fn gpu_pods_that_ran_before_the_budget_are_charged() {
+fn gpu_pods_that_ran_before_the_budget_are_charged_from_then_on() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         jobs::namespace(client, "before").await?;
         let long = Generate {
-            images: 14,
+            images: 20,
             ..Generate::SMALL
         };
         let job = jobs::create_job(client, "before", &long.job("running")).await?;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
         jobs::budget(client, "before", "images", json!({ "limit": "1kg" })).await?;
         let record = jobs::settled(client, "before", &job.uid().unwrap_or_default()).await?;
+        let status = &record.data["status"];
+        let before = status["pods"][0]["beforeMillijoules"].as_i64();
         ensure!(record.data["spec"]["adopted"] == true);
-        ensure!(record.data["status"]["chargedMilligrams"].as_i64() > Some(0));
+        ensure!(
+            status["chargedMilligrams"].as_i64() > Some(0) && before > Some(0),
+            "{status}"
+        );
+        ensure!(status["observation"] == "BeganBeforeTheBudget", "{status}");
+        let pod = status["pods"][0]["uid"].as_str().unwrap_or_default();
+        let line = shared.stack.line_of(pod).await?.context("its line")?;
+        let all = (line["microjoules"].as_f64().unwrap_or(0.0) / 1000.0).ceil() as i64;
+        ensure!(
+            status["measuredMillijoules"].as_i64() == before.map(|before| all - before),
+            "{status} of {all} mJ"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_budget_that_comes_while_a_job_runs_counts_what_is_left_of_it() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        namespace(
+            shared,
+            "joined",
+            json!({ "limit": "1kg", "mode": "Enforce" }),
+        )
+        .await?;
+        let long = Generate {
+            images: 20,
+            ..Generate::SMALL
+        };
+        let job = jobs::create_job(client, "joined", &long.job("running")).await?;
+        let uid = job.uid().unwrap_or_default();
+        eventually("it burns", SOON, || async {
+            let record = jobs::reservation_of(client, "joined", &uid).await?;
+            let charged = record.and_then(|r| r.data["status"]["chargedMilligrams"].as_i64());
+            Ok((charged > Some(0)).then_some(()))
+        })
+        .await?;
+        let spec = json!({ "limit": "1kg", "mode": "Enforce" });
+        jobs::budget(client, "joined", "late", spec).await?;
+        let late = jobs::budgets(client, "joined").get("late").await?;
+        ensure!(
+            late.data["status"]["reservedMilligrams"].as_i64() > Some(0),
+            "what is left is set aside at once: {}",
+            late.data
+        );
+        let record = jobs::settled(client, "joined", &uid).await?;
+        let status = &record.data["status"];
+        let charged = status["chargedMilligrams"].as_i64().unwrap_or(0);
+        let before = status["joined"][0]["chargedBeforeMilligrams"].as_i64();
+        let expected = before.map(|before| charged - before);
+        eventually("it is charged from then on", SOON, || async {
+            let late = jobs::budgets(client, "joined").get("late").await?;
+            let used = late.data["status"]["consumedMilligrams"].as_i64();
+            Ok((used == expected && used > Some(0)).then_some(()))
+        })
+        .await
+        .with_context(|| format!("{status}"))
+    });
+}
+
+#[test]
+fn a_job_that_is_deleted_alone_leaves_its_pod_on_its_own_record() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        namespace(
+            shared,
+            "orphaned",
+            json!({ "limit": "1kg", "mode": "Enforce" }),
+        )
+        .await?;
+        let long = Generate {
+            images: 14,
+            ..Generate::SMALL
+        };
+        let job = jobs::create_job(client, "orphaned", &long.job("pictures")).await?;
+        let uid = job.uid().unwrap_or_default();
+        eventually("it burns", SOON, || async {
+            let record = jobs::reservation_of(client, "orphaned", &uid).await?;
+            let charged = record.and_then(|r| r.data["status"]["chargedMilligrams"].as_i64());
+            Ok((charged > Some(0)).then_some(()))
+        })
+        .await?;
+        let args = [
+            "delete",
+            "job",
+            "pictures",
+            "-n",
+            "orphaned",
+            "--cascade=orphan",
+        ];
+        let said = shared.stack.plane.kubectl("author", &args, None)?;
+        ensure!(said.ok, "{said:?}");
+        let record = jobs::settled(client, "orphaned", &uid).await?;
+        let pod = record.data["status"]["pods"][0]["uid"]
+            .as_str()
+            .unwrap_or_default();
+        let line = shared.stack.line_of(pod).await?.context("its line")?;
+        let all = (line["microjoules"].as_f64().unwrap_or(0.0) / 1000.0).ceil();
+        ensure!(
+            record.data["status"]["measuredMillijoules"].as_f64() == Some(all),
+            "{} of {all} mJ",
+            record.data["status"]
+        );
+        let api = jobs::reservations(client, "orphaned");
+        let records = api.list(&ListParams::default()).await?.items;
+        ensure!(records.len() == 1, "one record pays: {}", records.len());
         Ok(())
     });
 }

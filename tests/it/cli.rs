@@ -51,89 +51,102 @@ fn a_prediction_in_json_and_yaml_says_the_same() {
     assert!(json["joulesMedian"].as_f64().unwrap() > 1000.0);
 }
 
+/// What is typed wrongly, and what the answer must say.
+const WRONG: &[(&[&str], &str)] = &[
+    (
+        &["predict", "--model", "nosuch", "--gpu", "A100"],
+        "\"nosuch\" is not a known model",
+    ),
+    (
+        &[
+            "predict", "--model", "sdxl", "--gpu", "A100", "--width", "7", "--height", "7",
+        ],
+        "--width: \"7\" is not 64 to 8192",
+    ),
+    (
+        &[
+            "predict", "--model", "sdxl", "--gpu", "A100", "--width", "512",
+        ],
+        "--height is missing",
+    ),
+    (
+        &[
+            "predict",
+            "--model",
+            "sdxl",
+            "--gpu",
+            "A100",
+            "--country",
+            "XX",
+        ],
+        "alpha-3 code such as DEU",
+    ),
+    (
+        &[
+            "predict",
+            "--model",
+            "sdxl",
+            "--gpu",
+            "A100",
+            "--quantile",
+            "2",
+        ],
+        "for example 0.9",
+    ),
+    (
+        &[
+            "predict", "--model", "sdxl", "--gpu", "A100", "--pue", "0.5",
+        ],
+        "for example 1.2",
+    ),
+    (
+        &["exporter", "--node-name", "n", "--interval-seconds", "0"],
+        "--interval-seconds 0 is not from 0.1 to 10",
+    ),
+    (
+        &[
+            "controller",
+            "--webhook-host",
+            "x",
+            "--lease-duration-seconds",
+            "2",
+        ],
+        "for example 1, 4, 6",
+    ),
+    (
+        &["predict", "--model", "sdxl", "--gpu", "XYZ"],
+        "--gpu \"XYZ\" is no GPU product that is known",
+    ),
+    (
+        &["fit", "/no/such/file.csv"],
+        "give a CSV file with one run a line",
+    ),
+    (
+        &["--log", "inof", "crds"],
+        "\"inof\" is no level; a level is off, error",
+    ),
+    (&["fit", "--nosuch"], "unexpected argument '--nosuch' found"),
+    (
+        &["predict", "--gpu", "A100"],
+        "not provided: --model <MODEL>; usage: jouleward predict",
+    ),
+    (&["crds", "-o", "xml"], "--help says more"),
+    (&["nosuch"], "unrecognized subcommand"),
+    (
+        &[
+            "predict", "--model", "sdxl", "--gpu", "A100", "--law", "/no/such",
+        ],
+        "`jouleward fit FILE --save FOLDER` writes such a file",
+    ),
+    (
+        &["exporter", "--node-name", "n", "--listen", "foo"],
+        "invalid socket address syntax, for example 0.0.0.0:9402",
+    ),
+];
+
 #[test]
 fn wrong_flags_exit_with_2_and_one_sentence_that_says_what_is_allowed() {
-    for (args, words) in [
-        (
-            &["predict", "--model", "nosuch", "--gpu", "A100"][..],
-            "\"nosuch\" is not a known model",
-        ),
-        (
-            &[
-                "predict", "--model", "sdxl", "--gpu", "A100", "--width", "7", "--height", "7",
-            ],
-            "--width: \"7\" is not 64 to 8192",
-        ),
-        (
-            &[
-                "predict", "--model", "sdxl", "--gpu", "A100", "--width", "512",
-            ],
-            "--height is missing",
-        ),
-        (
-            &[
-                "predict",
-                "--model",
-                "sdxl",
-                "--gpu",
-                "A100",
-                "--country",
-                "XX",
-            ],
-            "alpha-3 code such as DEU",
-        ),
-        (
-            &[
-                "predict",
-                "--model",
-                "sdxl",
-                "--gpu",
-                "A100",
-                "--quantile",
-                "2",
-            ],
-            "for example 0.9",
-        ),
-        (
-            &[
-                "predict", "--model", "sdxl", "--gpu", "A100", "--pue", "0.5",
-            ],
-            "for example 1.2",
-        ),
-        (
-            &["exporter", "--node-name", "n", "--interval-seconds", "0"],
-            "--interval-seconds 0 is not from 0.1 to 10",
-        ),
-        (
-            &[
-                "controller",
-                "--webhook-host",
-                "x",
-                "--lease-duration-seconds",
-                "2",
-            ],
-            "for example 1, 4, 6",
-        ),
-        (
-            &["predict", "--model", "sdxl", "--gpu", "XYZ"],
-            "--gpu \"XYZ\" is no GPU product that is known",
-        ),
-        (
-            &["fit", "/no/such/file.csv"],
-            "give a CSV file with one run a line",
-        ),
-        (
-            &["--log", "inof", "crds"],
-            "\"inof\" is no level; a level is off, error",
-        ),
-        (&["fit", "--nosuch"], "unexpected argument '--nosuch' found"),
-        (
-            &["predict", "--gpu", "A100"],
-            "not provided: --model <MODEL>; usage: jouleward predict",
-        ),
-        (&["crds", "-o", "xml"], "--help says more"),
-        (&["nosuch"], "unrecognized subcommand"),
-    ] {
+    for (args, words) in WRONG {
         let output = jouleward(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", err(&output));
         assert!(err(&output).contains(words), "{args:?}: {}", err(&output));
@@ -238,9 +251,31 @@ fn every_command_has_help_with_an_example_or_its_endpoints() {
     }
 }
 
+const NOBODY: &str = "{apiVersion: v1, kind: Config, current-context: c,
+clusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}],
+users: [{name: u, user: {}}], contexts: [{name: c, context: {cluster: c, user: u}}]}";
+
 #[test]
 fn without_a_cluster_the_cluster_commands_say_so_and_fail() {
-    let output = jouleward(&["release", "--all-namespaces"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(err(&output).contains("jouleward: "), "{}", err(&output));
+    let output = Command::new(env!("CARGO_BIN_EXE_jouleward"))
+        .args(["release", "--all-namespaces"])
+        .env("KUBECONFIG", "/no/such/file")
+        .output()
+        .unwrap();
+    let said = err(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("set KUBECONFIG to a readable file"), "{said}");
+    assert!(said.lines().count() == 1 && said.len() < 400, "{said}");
+    // A cluster that does not answer is a failure, not wrong input.
+    let folder = std::env::temp_dir().join(format!("jouleward-nobody-{}", std::process::id()));
+    std::fs::write(&folder, NOBODY).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_jouleward"))
+        .args(["release", "--all-namespaces"])
+        .env("KUBECONFIG", &folder)
+        .output()
+        .unwrap();
+    let said = err(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.lines().count() == 1 && said.len() < 400, "{said}");
+    std::fs::remove_file(&folder).unwrap();
 }

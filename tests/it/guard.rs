@@ -106,6 +106,28 @@ fn a_pods_gate_and_stamps_are_guarded_too() {
 }
 
 #[test]
+fn nobody_makes_more_pods_of_a_grant_than_were_asked_for() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        jobs::room_for(client, "raised", &Generate::SMALL, 80).await?;
+        let mut job = Generate::SMALL.placeholder("many");
+        job["spec"]["parallelism"] = json!(2);
+        jobs::create_job(client, "raised", &job).await?;
+        jobs::released(client, "raised", "many").await?;
+        let more = r#"{"spec":{"parallelism":100}}"#;
+        let said = patch_as_author(shared, "raised", "job/many", more)?;
+        ensure!(
+            !said.ok && said.err.contains("was asked for fewer pods"),
+            "{said:?}"
+        );
+        let fewer = r#"{"spec":{"parallelism":1}}"#;
+        let said = patch_as_author(shared, "raised", "job/many", fewer)?;
+        ensure!(said.ok, "{said:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn stamps_brought_along_are_refused_where_no_webhook_takes_them_off() {
     alone(|shared| async move {
         let client = &shared.stack.client;

@@ -11,7 +11,9 @@ use std::path::Path;
 fn names(metric: &Metric) -> Vec<String> {
     let name = metric.full_name();
     if metric.kind == MetricKind::Histogram {
-        return ["bucket", "sum", "count"].map(|part| format!("{name}_{part}")).to_vec();
+        return ["bucket", "sum", "count"]
+            .map(|part| format!("{name}_{part}"))
+            .to_vec();
     }
     vec![name]
 }

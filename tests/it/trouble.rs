@@ -5,9 +5,10 @@ use anyhow::{Context, ensure};
 use harness::NodeOptions;
 use harness::eventually;
 use harness::jobs::{self, Generate};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ListParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -142,6 +143,82 @@ fn where_a_node_is_lost_the_reservation_stands_for_what_was_not_measured() {
                 && status["observation"] == "NodeLost",
             "{}",
             record.data
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn where_the_exporter_was_away_at_the_end_the_reservation_stands_for_the_rest() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        let options = NodeOptions {
+            product: "NVIDIA A40".to_owned(),
+            gpus: 1,
+            ..NodeOptions::default()
+        };
+        let mut node = shared
+            .stack
+            .start_node("gpu-restarted", 151, &options)
+            .await?;
+        budgeted(shared, "exporter-away").await?;
+        let a40 = json!({ "nvidia.com/gpu.product": "NVIDIA-A40" });
+        let long = Generate {
+            images: 14,
+            ..Generate::SMALL
+        };
+        let job = jobs::create_job(client, "exporter-away", &long.job_on("pictures", &a40)).await?;
+        let uid = job.uid().unwrap_or_default();
+        eventually("it burns", Duration::from_secs(30), || async {
+            let record = jobs::reservation_of(client, "exporter-away", &uid).await?;
+            let burned = record.and_then(|r| r.data["status"]["measuredMillijoules"].as_i64());
+            Ok((burned > Some(0)).then_some(()))
+        })
+        .await?;
+        node.exporter.kill();
+        eventually("it has ended", Duration::from_mins(1), || async {
+            let job = jobs::jobs(client, "exporter-away").get("pictures").await?;
+            let done = job.status.and_then(|status| status.succeeded);
+            Ok((done == Some(1)).then_some(()))
+        })
+        .await?;
+        node.exporter = shared.stack.exporter("gpu-restarted", 151, &node.state)?;
+        shared.stack.ready(151, 9402).await?;
+        let record = jobs::settled(client, "exporter-away", &uid).await?;
+        let (spec, status) = (&record.data["spec"], &record.data["status"]);
+        ensure!(
+            status["estimated"] == true
+                && status["chargedMilligrams"] == spec["reservedMilligrams"]
+                && status["measuredMillijoules"].as_i64() > Some(0),
+            "{}",
+            record.data
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_lease_that_was_deleted_does_not_stop_the_ledger() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(shared, "lease-lost").await?;
+        shared.stop_controller();
+        let leases: Api<Lease> = Api::namespaced(client.clone(), "jouleward-system");
+        leases
+            .delete("jouleward-controller", &DeleteParams::default())
+            .await?;
+        let status = json!({ "status": { "leaseEpoch": 41 } });
+        jobs::budgets(client, "lease-lost")
+            .patch_status("images", &PatchParams::default(), &Patch::Merge(&status))
+            .await?;
+        shared.restore().await?;
+        let job = jobs::create_job(client, "lease-lost", &Generate::SMALL.job("pictures")).await?;
+        jobs::settled(client, "lease-lost", &job.uid().unwrap_or_default()).await?;
+        let own = jobs::budgets(client, "lease-lost").get("images").await?;
+        ensure!(
+            own.data["status"]["leaseEpoch"].as_i64() > Some(41),
+            "a later leader: {}",
+            own.data["status"]["leaseEpoch"]
         );
         Ok(())
     });

@@ -50,3 +50,9 @@ tolerations: {{ toYaml . | nindent 2 }}
 affinity: {{ toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{/* CEL: true where the pod spec at this path asks for GPUs. */}}
+{{- define "jouleward.asks-for-gpus" -}}
+{{- $asks := "has(c.resources) && has(c.resources.limits) && c.resources.limits.exists(k, k.startsWith('nvidia.com/'))" -}}
+{{ . }}.containers.exists(c, {{ $asks }}) || (has({{ . }}.initContainers) && {{ . }}.initContainers.exists(c, {{ $asks }}))
+{{- end }}
