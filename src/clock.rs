@@ -1,11 +1,7 @@
 //! The one place where time comes in. Everything else is given it.
 
 use jiff::Timestamp;
-use std::sync::LazyLock;
-use std::time::Instant;
-
-#[expect(clippy::disallowed_methods, reason = "this is the place")]
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+use rustix::time::{ClockId, clock_gettime};
 
 /// The wall clock: for people and for other clocks' stamps, never for durations.
 #[expect(clippy::disallowed_methods, reason = "this is the place")]
@@ -13,9 +9,12 @@ pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// Microseconds on a clock that nobody steps, since this program started.
+/// Microseconds on a clock that nobody steps, since the machine started: the same for every
+/// program on it, so that a figure can be taken up again after a restart.
 pub fn monotonic_micros() -> u64 {
-    u64::try_from(START.elapsed().as_micros()).unwrap_or(u64::MAX)
+    let time = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1000
 }
 
 /// Microseconds since the Unix epoch, as NVML stamps its samples.

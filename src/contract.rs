@@ -106,6 +106,8 @@ metrics! { EXPORTER_METRICS:
     SERIES_DROPPED = Counter "series_dropped" None, "node", "Pod accounts dropped after their time or above the cap";
     TICK_SECONDS = Histogram "tick_duration" SECONDS, "node", "How long a look at all GPUs takes";
     LAST_TICK = Gauge "last_tick_timestamp" SECONDS, "node", "When the GPUs were last looked at, Unix time";
+    RESTORED = Gauge "restored_from_checkpoint" None, "node", "1 where the sums go on from an earlier run";
+    CHECKPOINT_ERRORS = Counter "checkpoint_errors" None, "node", "Times the checkpoint could not be read, used or written";
     GPUS = Gauge "gpus" None, "node", "GPUs that NVML lists on the node; 0 without a driver";
 }
 

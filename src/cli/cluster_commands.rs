@@ -79,7 +79,7 @@ impl Controller {
     pub(super) async fn run(self, stop: Stop) -> anyhow::Result<()> {
         #[cfg(debug_assertions)]
         if let Some(point) = self.crash_point {
-            crate::cluster::arm_crash_point(point);
+            crate::serve::crash::arm(point);
         }
         #[cfg(debug_assertions)]
         let ignore_lease = self.ignore_lease;

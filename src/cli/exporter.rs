@@ -44,10 +44,21 @@ pub(super) struct Exporter {
     /// Idle power of each GPU in watts, where it should not be learnt.
     #[arg(long)]
     idle_watts: Option<f64>,
+    /// File in a folder of the host that lets all sums go on after a restart: no joule is
+    /// lost to it. Without, sums begin at zero and what burns meanwhile is nobody's.
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    #[cfg(debug_assertions)]
+    #[arg(long, env = "JOULEWARD_CRASH_POINT", hide = true)]
+    crash_point: Option<String>,
 }
 
 impl Exporter {
     pub(super) async fn run(self, stop: Stop) -> anyhow::Result<()> {
+        #[cfg(debug_assertions)]
+        if let Some(point) = self.crash_point {
+            crate::serve::crash::arm(point);
+        }
         let settings = Settings {
             interval: seconds("--interval-seconds", self.interval_seconds, 0.1, 10.0)?,
             publish_delay: seconds(
@@ -63,6 +74,7 @@ impl Exporter {
                 86_400.0,
             )?,
             idle_milliwatts: self.idle_watts.map(milliwatts).transpose()?,
+            checkpoint: self.checkpoint,
             node: self.node_name,
             listen: self.listen,
             libraries: self.nvml_library,

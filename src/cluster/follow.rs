@@ -265,11 +265,11 @@ async fn write(
     let mut written = reservation.clone();
     written.metadata.managed_fields = None;
     written.status = Some(status);
-    super::crash::point("before-settle");
+    crate::serve::crash::point("before-settle");
     context
         .call(api.replace_status(&reservation.name_any(), &PostParams::default(), &written))
         .await?;
-    super::crash::point("after-settle");
+    crate::serve::crash::point("after-settle");
     let grams = charged.max(0) as f64 / 1000.0;
     let labels = vec![("namespace", namespace)];
     context.tallies.add(&c::NAMESPACE_CO2, labels, grams);

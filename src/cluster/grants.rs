@@ -4,7 +4,6 @@
 
 use super::budget_status::{status_of, write_status};
 use super::context::{Context, Failure};
-use super::crash;
 use super::ledger::Ledger;
 use super::lift;
 use super::objects::Work;
@@ -13,6 +12,7 @@ use super::verdicts::{Terms, forecast};
 use crate::api::{CarbonReservation, GrantInFlight, ReservedFor};
 use crate::budget::{Candidate, Grant, Need, Oracle, Plan, Reason, plan};
 use crate::carbon::Milligrams;
+use crate::serve::crash;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};

@@ -72,7 +72,7 @@ pub(super) async fn learn(
             .await
         {
             Ok(_) => {
-                super::crash::point("after-learning");
+                crate::serve::crash::point("after-learning");
                 return Ok(words);
             }
             Err(Failure::Conflict) => {}

@@ -6,7 +6,6 @@ mod caches;
 mod certificates;
 mod context;
 pub mod controller;
-mod crash;
 mod cycle;
 mod energy;
 mod follow;
@@ -29,8 +28,6 @@ pub mod webhook;
 mod works;
 mod world;
 
-#[cfg(debug_assertions)]
-pub use crash::arm as arm_crash_point;
 pub use lift::{Lifted, release, uninstall};
 pub use objects::{Kind, Lite, Work};
 pub use review::{Outcome, Snapshot, Step, answer};

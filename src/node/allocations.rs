@@ -2,11 +2,13 @@
 //! to come and go between them. Pure.
 
 use super::attribution::Holder;
+use super::pairs;
 use super::podresources::Holders;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// One holder's time on a GPU, in µs on the monotonic clock.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenure {
     pub holder: Holder,
     pub weight: u64,
@@ -16,12 +18,13 @@ pub struct Tenure {
 
 /// What is known of the allocations, and whether something has happened since the kubelet
 /// was last asked.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Allocations {
     tenures: BTreeMap<String, Vec<Tenure>>,
     appeared: HashMap<String, u64>,
     vanished: HashMap<String, u64>,
     /// Pods that were listed before their UID could be told: (namespace, name) → when.
+    #[serde(with = "pairs")]
     unnamed: HashMap<(String, String), u64>,
     /// When something happened that the last list does not tell of yet.
     dirty_since: Option<u64>,
@@ -29,6 +32,12 @@ pub struct Allocations {
     last_event: u64,
     /// When the last list began; `None` before the first.
     listed_at: Option<u64>,
+    /// µs, monotonic: when an earlier run's knowledge was taken up.
+    #[serde(skip)]
+    resumed_at: Option<u64>,
+    /// GPUs whose holders were others when the first list after a restart came.
+    #[serde(skip)]
+    changed_unseen: HashSet<String>,
 }
 
 /// Ended tenures are kept this long for windows that are still to be settled.
@@ -37,6 +46,21 @@ const KEPT_US: u64 = 120_000_000;
 const UNNAMED_US: u64 = 10_000_000;
 
 impl Allocations {
+    /// Takes up an earlier run's knowledge: everything waits for the kubelet's next list. On
+    /// another boot nobody that held then holds now.
+    pub fn resume(&mut self, same_boot: bool, now: u64) {
+        if !same_boot {
+            *self = Self::default();
+        }
+        self.listed_at = None;
+        self.resumed_at = Some(now);
+    }
+
+    /// True where the holders of a GPU changed while no exporter ran.
+    pub fn changed_unseen(&self, gpu: &str) -> bool {
+        self.changed_unseen.contains(gpu)
+    }
+
     /// A pod was set up, at `at`.
     pub fn pod_appeared(&mut self, uid: &str, at: u64) {
         self.appeared.entry(uid.to_owned()).or_insert(at);
@@ -118,7 +142,16 @@ impl Allocations {
                     ..holder.clone()
                 };
                 held.insert((gpu.clone(), holder.clone()));
-                changed |= self.hold(gpu, holder, *weight, if first { 0 } else { since });
+                let since = match (first, self.resumed_at) {
+                    (true, None) => 0,
+                    (true, Some(resumed)) => resumed,
+                    (false, _) => since,
+                };
+                let came = self.hold(gpu, holder, *weight, since);
+                if came && first && self.resumed_at.is_some() {
+                    self.changed_unseen.insert(gpu.clone());
+                }
+                changed |= came;
             }
         }
         if let Some(at) = waiting {
@@ -127,6 +160,9 @@ impl Allocations {
         for (gpu, tenures) in &mut self.tenures {
             for tenure in tenures.iter_mut().filter(|t| t.until.is_none()) {
                 if !held.contains(&(gpu.clone(), tenure.holder.clone())) {
+                    if first && self.resumed_at.is_some() {
+                        self.changed_unseen.insert(gpu.clone());
+                    }
                     let seen = self.vanished.get(&tenure.holder.uid).copied();
                     tenure.until = Some(seen.unwrap_or(now).max(tenure.since));
                     changed = true;

@@ -2,10 +2,11 @@
 //! arithmetic, in microjoules, parts that sum to the whole exactly.
 
 use crate::law::Microjoules;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Who may be billed for a GPU: a container of a pod.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Holder {
     pub uid: String,
     pub namespace: String,
@@ -14,7 +15,7 @@ pub struct Holder {
 }
 
 /// Energy that is no pod's, by reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Unattributed {
     /// Idle power of a GPU that nobody holds.
     Unallocated,
@@ -46,7 +47,7 @@ impl Unattributed {
 }
 
 /// How well a window's split is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Quality {
     /// One holder, nobody else: no model.
     Exact,
@@ -77,10 +78,12 @@ pub struct Window {
     pub holders: BTreeMap<Holder, u64>,
     /// Activity by owner: SM percent × µs; `Owner::Pod` names a pod UID.
     pub activity: BTreeMap<Owner, u64>,
+    /// True where nobody watched, and the holders before and after are the same.
+    pub unwatched: bool,
 }
 
 /// Whose a process is.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Owner {
     Pod(String),
     Host,
@@ -180,6 +183,8 @@ fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
     };
     if payers.is_empty() {
         payers = match window.holders.keys().collect::<Vec<_>>()[..] {
+            // Someone may have come and gone.
+            [] if window.unwatched => BTreeMap::from([(Payer::Reason(Unattributed::Gap), 1)]),
             [] => BTreeMap::from([(Payer::Reason(Unattributed::Unallocated), 1)]),
             [only] => BTreeMap::from([(Payer::Holder(only.clone()), 1)]),
             _ => BTreeMap::from([(Payer::Reason(Unattributed::UnknownHolder), 1)]),
@@ -261,6 +266,7 @@ mod tests {
                     )
                 })
                 .collect(),
+            unwatched: false,
         }
     }
 

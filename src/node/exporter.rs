@@ -39,6 +39,8 @@ pub struct Settings {
     pub keep_final: Duration,
     pub most_pods: usize,
     pub idle_milliwatts: Option<u64>,
+    /// File that lets the sums go on after a restart.
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// Why the exporter could not start.

@@ -1,9 +1,10 @@
 //! What a GPU draws with nobody on it: configured, else learnt from quiet windows.
 
 use crate::law::Microjoules;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct IdlePower {
     configured: Option<u64>,
     quiet: VecDeque<(u64, u64)>,
@@ -21,6 +22,11 @@ impl IdlePower {
             configured,
             quiet: VecDeque::new(),
         }
+    }
+
+    /// What is configured wins over what was learnt, also after a restart.
+    pub(super) fn configure(&mut self, configured: Option<u64>) {
+        self.configured = configured;
     }
 
     /// A window with neither holder nor process.

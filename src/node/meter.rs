@@ -5,11 +5,13 @@ use super::allocations::Allocations;
 use super::attribution::{Holder, Owner, Quality, Unattributed, Window, split};
 use super::idle::IdlePower;
 use super::nvml::GpuInfo;
+use super::pairs;
 use crate::law::Microjoules;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
 /// One GPU's sums since the exporter started.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuTotals {
     pub energy: Microjoules,
     pub unattributed: BTreeMap<Unattributed, Microjoules>,
@@ -23,19 +25,20 @@ pub struct GpuTotals {
 }
 
 /// One pod's account on one GPU, by container.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
     pub active: Microjoules,
     pub idle: Microjoules,
 }
 
 /// One pod's account.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodAccount {
     pub namespace: String,
     pub pod: String,
     pub uid: String,
     /// (container, GPU) → energy.
+    #[serde(with = "pairs")]
     pub shares: BTreeMap<(String, String), Share>,
     /// µs, monotonic: when it was first seen to hold.
     pub since: u64,
@@ -65,28 +68,34 @@ pub struct Look {
     pub activity: BTreeMap<Owner, u64>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Pending {
     from: u64,
     to: u64,
     energy: Microjoules,
+    #[serde(with = "pairs")]
     activity: BTreeMap<Owner, u64>,
     busy: bool,
     gap: bool,
+    /// The time between two runs of the exporter.
+    outage: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Gpu {
     info: GpuInfo,
     last: Option<(u64, u64)>,
     failing: bool,
+    /// True until the first look after a restart.
+    #[serde(skip)]
+    resumed: bool,
     pending: VecDeque<Pending>,
     idle: IdlePower,
     totals: GpuTotals,
 }
 
 /// The whole meter.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Meter {
     gpus: BTreeMap<String, Gpu>,
     pods: BTreeMap<String, PodAccount>,
@@ -110,11 +119,13 @@ impl Meter {
             info: info.clone(),
             last: None,
             failing: false,
+            resumed: false,
             pending: VecDeque::new(),
             idle: IdlePower::new(idle_milliwatts),
             totals: GpuTotals::default(),
         });
         gpu.info = info;
+        gpu.idle.configure(idle_milliwatts);
         gpu.totals.limit_milliwatts = limit;
     }
 
@@ -152,11 +163,13 @@ impl Meter {
                         .map(|(o, sm)| (o, sm * micros))
                         .collect(),
                     busy: look.busy,
-                    gap: micros > WATCHED_US,
+                    gap: micros > WATCHED_US && !gpu.resumed,
+                    outage: gpu.resumed,
                 }),
             }
         }
         gpu.last = Some((energy, now));
+        gpu.resumed = false;
     }
 
     /// Bills every window whose holders are known by now.
@@ -190,18 +203,20 @@ impl Meter {
         };
         let micros = pending.to - pending.from;
         gpu.totals.energy += pending.energy;
-        if pending.gap || stale {
-            let reason = if pending.gap {
+        // What was burned while nobody watched is whose it was before and after.
+        let gap = pending.gap || (pending.outage && allocations.changed_unseen(uuid));
+        if gap || stale {
+            let reason = if gap {
                 Unattributed::Gap
             } else {
                 Unattributed::UnknownHolder
             };
-            gpu.totals.gap_micros += if pending.gap { micros } else { 0 };
+            gpu.totals.gap_micros += if gap { micros } else { 0 };
             *gpu.totals.unattributed.entry(reason).or_default() += pending.energy;
             return;
         }
         let holders = allocations.holders(uuid, pending.from, pending.to);
-        if holders.is_empty() && !pending.busy {
+        if holders.is_empty() && !pending.busy && !pending.outage {
             gpu.idle.learn(pending.energy, micros);
         }
         gpu.totals.idle_milliwatts = gpu.idle.milliwatts();
@@ -211,6 +226,7 @@ impl Meter {
             idle_milliwatts: gpu.idle.milliwatts().unwrap_or(0),
             holders,
             activity: pending.activity,
+            unwatched: pending.outage,
         });
         debug_assert_eq!(
             split.total(),
@@ -298,6 +314,38 @@ impl Meter {
 
     pub fn pods(&self) -> impl Iterator<Item = &PodAccount> {
         self.pods.values()
+    }
+
+    /// Takes up the work of an earlier run. On another boot the counters began anew: totals
+    /// stay, and the first look is a baseline.
+    pub fn resume(&mut self, same_boot: bool) {
+        for gpu in self.gpus.values_mut() {
+            gpu.resumed = same_boot;
+            if !same_boot {
+                gpu.last = None;
+                gpu.pending.clear();
+                gpu.totals.resets += 1;
+            }
+        }
+        if !same_boot {
+            for account in self.pods.values_mut() {
+                // No pod outlives its node's boot; its time stamps are of another clock.
+                account.since = 0;
+                account.ended = Some(0);
+            }
+        }
+    }
+
+    /// The identity that must hold at every moment: parts sum to what the GPUs counted.
+    pub fn is_sound(&self) -> bool {
+        let gpus: Microjoules = self.gpus.values().map(|gpu| gpu.totals.energy).sum();
+        let nobodys: Microjoules = self
+            .gpus
+            .values()
+            .flat_map(|gpu| gpu.totals.unattributed.values().copied())
+            .sum();
+        let pods: Microjoules = self.pods.values().map(PodAccount::energy).sum();
+        gpus == nobodys + pods + self.retired
     }
 
     /// Energy of the pods whose accounts were dropped.

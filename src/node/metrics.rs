@@ -20,6 +20,10 @@ pub(super) struct Health {
     pub(super) dropped: u64,
     ticks: Histogram,
     last_tick: Timestamp,
+    /// True where the sums go on from an earlier run.
+    pub(super) restored: bool,
+    pub(super) checkpoint_errors: u64,
+    pub(super) checkpoint_fails: bool,
 }
 
 impl Default for Health {
@@ -32,6 +36,9 @@ impl Default for Health {
             dropped: 0,
             ticks: Histogram::new(LATENCY),
             last_tick: Timestamp::UNIX_EPOCH,
+            restored: false,
+            checkpoint_errors: 0,
+            checkpoint_fails: false,
         }
     }
 }
@@ -322,6 +329,8 @@ impl NodeSnapshot {
             one(c::SERIES_DROPPED, self.health.dropped as f64),
             ticks,
             one(c::LAST_TICK, at),
+            one(c::RESTORED, f64::from(u8::from(self.health.restored))),
+            one(c::CHECKPOINT_ERRORS, self.health.checkpoint_errors as f64),
             one(c::GPUS, self.gpus.len() as f64),
         ]
     }

@@ -4,6 +4,7 @@
 pub mod allocations;
 pub mod attribution;
 pub mod cgroup;
+mod checkpoint;
 pub mod exporter;
 mod idle;
 mod ledger;
@@ -11,6 +12,7 @@ pub mod meter;
 mod metrics;
 mod names;
 pub mod nvml;
+mod pairs;
 pub mod podresources;
 mod procfs;
 mod sampler;

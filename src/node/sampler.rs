@@ -2,6 +2,7 @@
 //! goes; bills what can be billed; publishes a snapshot. Nothing else calls NVML.
 
 use super::allocations::Allocations;
+use super::checkpoint::{Checkpoint, Found, View, boot_id};
 use super::attribution::Owner;
 use super::exporter::Settings;
 use super::ledger::{LedgerPage, page};
@@ -12,6 +13,7 @@ use super::nvml::{OpenError, Reader};
 use super::podresources::Holders;
 use super::procfs::Processes;
 use crate::clock;
+use crate::serve::crash;
 use arc_swap::ArcSwap;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -65,6 +67,7 @@ pub(super) struct Sampler {
     epoch: String,
     /// µs, monotonic: since when GPUs and kubelet both answer.
     ready_since: Option<u64>,
+    checkpoint: Option<Checkpoint>,
 }
 
 impl Sampler {
@@ -86,6 +89,65 @@ impl Sampler {
             listed: 0,
             epoch: clock::now().to_string(),
             ready_since: None,
+            checkpoint: None,
+        }
+        .resumed()
+    }
+
+    /// Takes up what an earlier run left, where there is a checkpoint.
+    fn resumed(mut self) -> Self {
+        let Some(path) = self.settings.checkpoint.clone() else {
+            return self;
+        };
+        let checkpoint = Checkpoint::new(path, boot_id(&self.settings.proc_root));
+        match checkpoint.load() {
+            Ok(Found::Nothing) => {}
+            Ok(Found::Earlier { state, same_boot }) => {
+                tracing::info!(same_boot, epoch = state.epoch, "goes on where it ended");
+                let state = *state;
+                (self.meter, self.allocations) = (state.meter, state.allocations);
+                self.meter.resume(same_boot);
+                self.allocations.resume(same_boot, clock::monotonic_micros());
+                // The same sums go on, so the epoch does too.
+                self.epoch = state.epoch;
+                if same_boot {
+                    self.pods = state.pods;
+                }
+                self.health.restored = true;
+            }
+            Ok(Found::SetAside { why, to }) => {
+                tracing::warn!(why, to = %to.display(), "the checkpoint cannot be used and is set aside");
+                self.health.checkpoint_errors += 1;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the checkpoint cannot be read");
+                self.health.checkpoint_errors += 1;
+            }
+        }
+        self.checkpoint = Some(checkpoint);
+        self
+    }
+
+    /// Before anything is shown: what was shown must not be taken back by a restart.
+    fn save(&mut self) {
+        let Some(checkpoint) = &self.checkpoint else {
+            return;
+        };
+        let saved = checkpoint.save(View {
+            epoch: &self.epoch,
+            pods: &self.pods,
+            meter: &self.meter,
+            allocations: &self.allocations,
+        });
+        match saved {
+            Ok(()) => self.health.checkpoint_fails = false,
+            Err(error) => {
+                self.health.checkpoint_errors += 1;
+                if !self.health.checkpoint_fails {
+                    tracing::error!(%error, "the checkpoint cannot be written; a restart loses what is not saved");
+                }
+                self.health.checkpoint_fails = true;
+            }
         }
     }
 
@@ -202,6 +264,7 @@ impl Sampler {
             // One moment for the whole tick: windows are cut where events were booked.
             self.meter.look(uuid, look, now);
         }
+        crash::point("looked");
         if !uuids.is_empty() && !answered {
             // Every device fails: the driver was reloaded, or is gone.
             self.health
@@ -209,12 +272,15 @@ impl Sampler {
             self.reader = None;
         }
         self.meter.settle(&self.allocations, now);
+        crash::point("settled");
         self.processes.forget(now);
         let kept = u64::try_from(self.settings.keep_final.as_micros()).unwrap_or(u64::MAX);
         self.health.dropped += self
             .meter
             .retire(now.saturating_sub(kept), self.settings.most_pods);
+        self.save();
         self.publish(now);
+        crash::point("published");
     }
 
     fn look(&mut self, uuid: &str, visible: bool, now: u64) -> (Look, bool) {

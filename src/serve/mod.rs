@@ -1,5 +1,6 @@
 //! What every part serves with: HTTP, TLS, metrics in two formats, shutdown, logging.
 
+pub(crate) mod crash;
 pub mod exposition;
 pub mod http;
 pub mod shutdown;

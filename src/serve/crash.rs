@@ -1,4 +1,4 @@
-//! Points at which a test can stop the leader dead. In release builds they do nothing.
+//! Points at which a test can stop a process dead. In release builds they do nothing.
 
 #[cfg(debug_assertions)]
 static ARMED: std::sync::OnceLock<String> = std::sync::OnceLock::new();
@@ -11,7 +11,7 @@ pub fn arm(point: String) {
 
 /// Says where it is and waits for the kill, if this is the point.
 #[cfg(debug_assertions)]
-pub(super) fn point(name: &str) {
+pub(crate) fn point(name: &str) {
     if ARMED.get().is_some_and(|armed| armed == name) {
         eprintln!("crash point {name}");
         loop {
@@ -21,4 +21,4 @@ pub(super) fn point(name: &str) {
 }
 
 #[cfg(not(debug_assertions))]
-pub(super) fn point(_: &str) {}
+pub(crate) fn point(_: &str) {}
