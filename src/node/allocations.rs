@@ -32,6 +32,9 @@ pub struct Allocations {
     last_event: u64,
     /// When the last list began; `None` before the first.
     listed_at: Option<u64>,
+    /// µs, monotonic: when this run began.
+    #[serde(skip)]
+    started_at: u64,
     /// µs, monotonic: when an earlier run's knowledge was taken up.
     #[serde(skip)]
     resumed_at: Option<u64>,
@@ -46,6 +49,14 @@ const KEPT_US: u64 = 120_000_000;
 const UNNAMED_US: u64 = 10_000_000;
 
 impl Allocations {
+    /// Nothing is known yet, at `now`.
+    pub fn new(now: u64) -> Self {
+        Self {
+            started_at: now,
+            ..Self::default()
+        }
+    }
+
     /// Takes up an earlier run's knowledge: everything waits for the kubelet's next list. On
     /// another boot nobody that held then holds now.
     pub fn resume(&mut self, same_boot: bool, now: u64) {
@@ -53,6 +64,7 @@ impl Allocations {
             *self = Self::default();
         }
         self.listed_at = None;
+        self.started_at = now;
         self.resumed_at = Some(now);
     }
 
@@ -97,9 +109,9 @@ impl Allocations {
         self.dirty_since.is_some() || self.listed_at.is_none()
     }
 
-    /// µs since the kubelet last answered.
+    /// µs since the kubelet last answered, or since it was waited for first.
     pub fn age(&self, now: u64) -> u64 {
-        self.listed_at.map_or(now, |at| now.saturating_sub(at))
+        now.saturating_sub(self.listed_at.unwrap_or(self.started_at))
     }
 
     /// The kubelet's answer to a question asked at `asked`, taken in at `now`; `uid_of`

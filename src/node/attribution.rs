@@ -358,6 +358,7 @@ mod tests {
                         .into_iter()
                         .map(|(pod, w)| (pod.map_or(Owner::Host, |n| Owner::Pod(n.to_string())), w))
                         .collect(),
+                    unwatched: false,
                 },
             )
     }

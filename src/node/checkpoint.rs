@@ -269,10 +269,14 @@ mod tests {
             let now = at * SECOND;
             let uid = |_: &str, pod: &str| Some(format!("uid-{pod}"));
             if let (None, Some(came)) = (holder(at.wrapping_sub(1)), holder(at)) {
-                self.state.allocations.pod_appeared(&format!("uid-{came}"), now);
+                self.state
+                    .allocations
+                    .pod_appeared(&format!("uid-{came}"), now);
             }
             if let (Some(went), None) = (holder(at.wrapping_sub(1)), holder(at)) {
-                self.state.allocations.pod_vanished(&format!("uid-{went}"), now);
+                self.state
+                    .allocations
+                    .pod_vanished(&format!("uid-{went}"), now);
             }
             let look = Look {
                 energy_millijoules: Some(counter(at)),
@@ -283,7 +287,9 @@ mod tests {
             if last == Effect::Looked {
                 return;
             }
-            self.state.allocations.observe(&list(at), now + 1, now + 2, uid);
+            self.state
+                .allocations
+                .observe(&list(at), now + 1, now + 2, uid);
             self.state.meter.settle(&self.state.allocations, now + 2);
             if last == Effect::Settled {
                 return;
@@ -305,12 +311,17 @@ mod tests {
         }
 
         fn energy(&self) -> Microjoules {
-            self.state.meter.gpus().map(|(_, totals)| totals.energy).sum()
+            self.state
+                .meter
+                .gpus()
+                .map(|(_, totals)| totals.energy)
+                .sum()
         }
 
         fn of(&self, uid: &str) -> u64 {
             let mut pods = self.state.meter.pods();
-            pods.find(|pod| pod.uid == uid).map_or(0, |pod| pod.energy().0)
+            pods.find(|pod| pod.uid == uid)
+                .map_or(0, |pod| pod.energy().0)
         }
 
         fn gap(&self) -> u64 {
@@ -432,7 +443,9 @@ mod tests {
         state["meter"]["retired"] = serde_json::json!(5);
         let saved = serde_json::json!({ "version": 1, "boot": "boot", "state": state });
         let checkpoint = Checkpoint::new("/nowhere".into(), "boot".into());
-        let why = checkpoint.parse(&serde_json::to_vec(&saved).unwrap()).unwrap_err();
+        let why = checkpoint
+            .parse(&serde_json::to_vec(&saved).unwrap())
+            .unwrap_err();
         assert!(why.contains("do not sum"), "{why}");
     }
 

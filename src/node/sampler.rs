@@ -2,8 +2,8 @@
 //! goes; bills what can be billed; publishes a snapshot. Nothing else calls NVML.
 
 use super::allocations::Allocations;
-use super::checkpoint::{Checkpoint, Found, View, boot_id};
 use super::attribution::Owner;
+use super::checkpoint::{Checkpoint, Found, View, boot_id};
 use super::exporter::Settings;
 use super::ledger::{LedgerPage, page};
 use super::meter::{Look, Meter};
@@ -79,7 +79,7 @@ impl Sampler {
             shared,
             reader: None,
             meter: Meter::default(),
-            allocations: Allocations::default(),
+            allocations: Allocations::new(clock::monotonic_micros()),
             names,
             processes,
             pods: HashSet::new(),
@@ -107,7 +107,8 @@ impl Sampler {
                 let state = *state;
                 (self.meter, self.allocations) = (state.meter, state.allocations);
                 self.meter.resume(same_boot);
-                self.allocations.resume(same_boot, clock::monotonic_micros());
+                self.allocations
+                    .resume(same_boot, clock::monotonic_micros());
                 // The same sums go on, so the epoch does too.
                 self.epoch = state.epoch;
                 if same_boot {

@@ -5,7 +5,7 @@ static ARMED: std::sync::OnceLock<String> = std::sync::OnceLock::new();
 
 /// Arms one point, by name.
 #[cfg(debug_assertions)]
-pub fn arm(point: String) {
+pub(crate) fn arm(point: String) {
     let _ = ARMED.set(point);
 }
 

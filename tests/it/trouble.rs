@@ -182,7 +182,9 @@ fn where_the_exporter_was_away_at_the_end_the_reservation_stands_for_the_rest() 
             Ok((done == Some(1)).then_some(()))
         })
         .await?;
-        node.exporter = shared.stack.exporter("gpu-restarted", 151, &node.state)?;
+        node.exporter = shared
+            .stack
+            .exporter("gpu-restarted", 151, &node.state, &[], &[])?;
         shared.stack.ready(151, 9402).await?;
         let record = jobs::settled(client, "exporter-away", &uid).await?;
         let (spec, status) = (&record.data["spec"], &record.data["status"]);
@@ -193,6 +195,98 @@ fn where_the_exporter_was_away_at_the_end_the_reservation_stands_for_the_rest() 
             "{}",
             record.data
         );
+        Ok(())
+    });
+}
+
+/// Where an exporter is killed: after each side effect of a look.
+const EFFECTS: &[&str] = &[
+    "looked",
+    "settled",
+    "checkpoint-written",
+    "checkpoint-renamed",
+    "published",
+];
+
+#[test]
+fn an_exporter_killed_after_every_side_effect_of_a_look_loses_nothing_of_a_job() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        let options = NodeOptions {
+            product: "NVIDIA A10".to_owned(),
+            gpus: 1,
+            ..NodeOptions::default()
+        };
+        let mut node = shared.stack.start_node("gpu-killed", 152, &options).await?;
+        node.exporter.kill();
+        let file = format!(
+            "--checkpoint={}",
+            node.state.join("exporter.json").display()
+        );
+        let start = |point: &str| {
+            let env = [("JOULEWARD_CRASH_POINT", point)];
+            let args = [file.as_str()];
+            shared
+                .stack
+                .exporter("gpu-killed", 152, &node.state, &args, &env)
+        };
+        let mut exporter = start("none")?;
+        shared.stack.ready(152, 9402).await?;
+        budgeted(shared, "exporter-killed").await?;
+        let a10 = json!({ "nvidia.com/gpu.product": "NVIDIA-A10" });
+        let long = Generate {
+            images: 24,
+            ..Generate::SMALL
+        };
+        let job =
+            jobs::create_job(client, "exporter-killed", &long.job_on("pictures", &a10)).await?;
+        let uid = job.uid().unwrap_or_default();
+        eventually("it burns", Duration::from_secs(30), || async {
+            let record = jobs::reservation_of(client, "exporter-killed", &uid).await?;
+            let burned = record.and_then(|r| r.data["status"]["measuredMillijoules"].as_i64());
+            Ok((burned > Some(0)).then_some(()))
+        })
+        .await?;
+        for point in EFFECTS {
+            exporter.kill();
+            std::fs::remove_file(&exporter.log).ok();
+            exporter = start(point)?;
+            let here = format!("crash point {point}");
+            eventually(&here, Duration::from_secs(20), || async {
+                Ok(exporter.said().contains(&here).then_some(()))
+            })
+            .await?;
+        }
+        let still = jobs::jobs(client, "exporter-killed")
+            .get("pictures")
+            .await?;
+        ensure!(
+            still.status.and_then(|s| s.active) == Some(1),
+            "it burned all the while"
+        );
+        exporter.kill();
+        exporter = start("none")?;
+        shared.stack.ready(152, 9402).await?;
+        let record = jobs::settled(client, "exporter-killed", &uid).await?;
+        let status = &record.data["status"];
+        let pod = status["pods"][0]["uid"].as_str().unwrap_or_default();
+        let truth = *shared
+            .stack
+            .truth_of(&node)
+            .get(pod)
+            .context("the node knows")?;
+        let measured = status["measuredMillijoules"].as_f64().unwrap_or(0.0) / 1000.0;
+        println!("measured {measured:.1} J, truly {truth:.1} J");
+        // One counter step where it ends, whatever was killed in between.
+        ensure!(
+            (measured - truth).abs() <= 40.0 && status["estimated"] == false,
+            "measured {measured} J, truly {truth} J: {status}"
+        );
+        ensure!(
+            status["pods"][0]["runs"].as_array().map(Vec::len) == Some(1),
+            "the sums went on: {status}"
+        );
+        drop(exporter);
         Ok(())
     });
 }

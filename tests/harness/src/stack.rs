@@ -63,7 +63,8 @@ impl Stack {
         let values = json!({
             "webhook": { "url": format!("https://{network}.20:9443"), "replicas": 1 },
             "controller": { "replicas": 1 },
-            "exporter": { "runtimeClassName": "", "publishDelaySeconds": 2 },
+            // Exporters of many nodes share one machine here: each test gives its own file.
+            "exporter": { "runtimeClassName": "", "publishDelaySeconds": 2, "checkpoint": { "enabled": false } },
             "gridZones": [{ "name": "default", "source": { "staticGramsPerKwh": 400 }, "pue": "1.25" }],
         });
         let chart = Chart::render(&plane, &values)?;
@@ -191,7 +192,7 @@ impl Stack {
             || async { Ok(socket.exists().then_some(())) },
         )
         .await?;
-        let exporter = self.exporter(name, host, &state)?;
+        let exporter = self.exporter(name, host, &state, &[], &[])?;
         self.ready(host, 9402).await?;
         Ok(SimulatedNode {
             name: name.to_owned(),
@@ -223,7 +224,14 @@ impl Stack {
     }
 
     /// The exporter as the DaemonSet starts it, with the node's own folders.
-    pub fn exporter(&self, node: &str, host: u8, state: &Path) -> anyhow::Result<Process> {
+    pub fn exporter(
+        &self,
+        node: &str,
+        host: u8,
+        state: &Path,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> anyhow::Result<Process> {
         let library = built("libnvml_sim.so")?;
         let text = |path: PathBuf| path.display().to_string();
         let extra = [
@@ -233,25 +241,32 @@ impl Stack {
             format!("--proc-root={}", text(state.join("proc"))),
             format!("--node-name={node}"),
         ];
-        let extra: Vec<&str> = extra.iter().map(String::as_str).collect();
+        let extra: Vec<&str> = extra
+            .iter()
+            .map(String::as_str)
+            .chain(args.iter().copied())
+            .collect();
         let scenario = text(state.join("scenario.json"));
         self.run(
             "exporter",
             &format!("exporter-{node}"),
             host,
             &extra,
-            &[("NVML_SIM_SCENARIO", &scenario)],
+            &[&[("NVML_SIM_SCENARIO", scenario.as_str())], env].concat(),
         )
     }
 
     /// What simulated pods truly burned, by UID: joules.
     pub fn truth(&self) -> BTreeMap<String, f64> {
-        let lines = self.nodes.iter().flat_map(|node| {
-            let text = std::fs::read_to_string(node.state.join("truth.jsonl")).unwrap_or_default();
-            text.lines().map(str::to_owned).collect::<Vec<_>>()
-        });
-        lines
-            .filter_map(|line| serde_json::from_str::<Value>(&line).ok())
+        let nodes = self.nodes.iter();
+        nodes.flat_map(|node| self.truth_of(node)).collect()
+    }
+
+    /// The same for one node.
+    pub fn truth_of(&self, node: &SimulatedNode) -> BTreeMap<String, f64> {
+        let text = std::fs::read_to_string(node.state.join("truth.jsonl")).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
             .filter_map(|line| Some((line["uid"].as_str()?.to_owned(), line["joules"].as_f64()?)))
             .collect()
     }
