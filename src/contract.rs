@@ -9,7 +9,8 @@ pub const VERSION: &str = "v1alpha1";
 pub const PREDICTION: &str = "jouleward.dev/prediction";
 /// Present while Jouleward holds the object; the value is the time since when, RFC 3339.
 pub const HOLD: &str = "jouleward.dev/hold";
-/// Present once the object was granted; the value names its reservation.
+/// Present once the object was granted; the value names its reservation, and for how many
+/// pods it is.
 pub const GRANTED: &str = "jouleward.dev/granted";
 /// The refusal of an object that stays suspended, in words.
 pub const REFUSED: &str = "jouleward.dev/refused";

@@ -181,6 +181,8 @@ pub struct PodCharge {
     /// True once it holds no GPU any more.
     #[serde(rename = "final")]
     pub is_final: bool,
+    /// True where its exporter cannot say whether some energy is its: it was away.
+    pub incomplete: bool,
 }
 
 /// What one run of an exporter measured of a pod.

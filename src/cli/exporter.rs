@@ -6,13 +6,20 @@ use crate::node::exporter::{self, Settings};
 use crate::node::nvml::LIBRARY_PATHS;
 use crate::serve::shutdown::Stop;
 use clap::Args;
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Meters the GPUs of this node and splits their energy exactly among pods.
 #[derive(Debug, Args)]
-#[command(after_help = "Endpoints: /metrics, /v1/pods (exact energy by pod), /healthz, /readyz")]
+#[command(
+    after_help = "Endpoints: /metrics, /v1/pods (exact energy by pod), /v1/windows (how the last
+windows were split), /healthz, /readyz
+Examples:
+  jouleward exporter --node-name $(hostname) --once
+  jouleward exporter --node-name $(hostname) --dump"
+)]
 pub(super) struct Exporter {
     /// Name of the node, as Kubernetes knows it.
     #[arg(long, env = "NODE_NAME")]
@@ -48,6 +55,12 @@ pub(super) struct Exporter {
     /// lost to it. Without, sums begin at zero and what burns meanwhile is nobody's.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
+    /// Look twice, print what a scrape would show, and end.
+    #[arg(long, conflicts_with = "dump")]
+    once: bool,
+    /// Look twice, print as JSON who holds what and whose the processes are, and end.
+    #[arg(long)]
+    dump: bool,
     #[cfg(debug_assertions)]
     #[arg(long, env = "JOULEWARD_CRASH_POINT", hide = true)]
     crash_point: Option<String>,
@@ -74,7 +87,8 @@ impl Exporter {
                 86_400.0,
             )?,
             idle_milliwatts: self.idle_watts.map(milliwatts).transpose()?,
-            checkpoint: self.checkpoint,
+            // A look in passing must not take a running exporter's sums.
+            checkpoint: self.checkpoint.filter(|_| !self.once && !self.dump),
             node: self.node_name,
             listen: self.listen,
             libraries: self.nvml_library,
@@ -84,6 +98,11 @@ impl Exporter {
             keep_final: Duration::from_hours(1),
             most_pods: 10_000,
         };
+        if self.once || self.dump {
+            let text = exporter::once(settings, self.dump).await?;
+            std::io::stdout().write_all(text.as_bytes())?;
+            return Ok(());
+        }
         Ok(exporter::run(settings, stop).await?)
     }
 }

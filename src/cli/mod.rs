@@ -2,6 +2,7 @@
 
 mod cluster_commands;
 mod crds;
+mod debug;
 mod exporter;
 mod fit;
 mod output;
@@ -46,6 +47,7 @@ enum Command {
     Release(cluster_commands::Release),
     Uninstall(cluster_commands::Uninstall),
     Crds(crds::Crds),
+    Debug(debug::Debug),
     #[command(hide = true)]
     Reference(reference::Reference),
 }
@@ -83,6 +85,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Exporter(command) => serve(|stop| command.run(stop)),
         Command::Controller(command) => serve(|stop| command.run(stop)),
         Command::Webhook(command) => serve(|stop| command.run(stop)),
+        Command::Debug(command) => serve(|_| command.run()),
         Command::Release(command) => serve(|_| command.run()),
         Command::Uninstall(command) => serve(|_| command.run()),
     }

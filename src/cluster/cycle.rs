@@ -7,7 +7,7 @@ use super::grants::{Known, Question, by_uid, commit, decide_on, fulfil};
 use super::ledger::Ledger;
 use super::memory::Memory;
 use super::objects::{Progress, Work};
-use super::refusals::{asks_again, refuse, tell_waiting};
+use super::refusals::{asks_again, refuse, tell_of_pods, tell_waiting};
 use super::verdicts::{Terms, strictest};
 use super::works::works;
 use super::{lift, upkeep};
@@ -147,6 +147,11 @@ async fn decide(
         .filter(|work| work.held && reserved.contains(work.uid.as_str()))
     {
         let name = CarbonReservation::name_of(work.kind.as_str(), &work.uid);
+        let record = reservations.iter().find(|r| r.name_any() == name);
+        if record.is_some_and(|r| i64::from(work.pods) > r.spec.pods) {
+            tell_of_pods(context, memory, work).await;
+            continue;
+        }
         carry_on(&work.name, lift::lift(context, work, Some(&name)).await)?;
     }
     let ledger = Ledger {

@@ -5,14 +5,10 @@ use super::world::NodeInfo;
 use crate::clock;
 use crate::contract::EXPORTER_PORT;
 use crate::node::LedgerPage;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
+use crate::serve::fetch::{self, FetchError};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -29,12 +25,8 @@ pub(super) struct Pages {
 /// Why an exporter gave no page.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ScrapeError {
-    #[error("cannot reach {0}")]
-    Connect(String, #[source] std::io::Error),
-    #[error("the exporter broke the connection off")]
-    Http(#[from] hyper::Error),
-    #[error("the exporter's page is too large or broke off")]
-    Body,
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     #[error("the exporter's page is not what it should be")]
     Page(#[from] serde_json::Error),
     #[error("the exporter did not answer in 3 s")]
@@ -98,25 +90,6 @@ async fn fetch(ip: &str) -> Result<LedgerPage, ScrapeError> {
         .parse()
         .map_err(|_| ScrapeError::Address(ip.to_owned()))?;
     let address = std::net::SocketAddr::new(address, EXPORTER_PORT);
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|e| ScrapeError::Connect(address.to_string(), e))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/v1/pods")
-        .header(hyper::header::HOST, address.to_string())
-        .body(Empty::<Bytes>::new())
-        .map_err(|_| ScrapeError::Address(address.to_string()))?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        let body = Limited::new(response.into_body(), LARGEST_PAGE)
-            .collect()
-            .await;
-        Ok::<_, ScrapeError>(body.map_err(|_| ScrapeError::Body)?.to_bytes())
-    };
-    let body = tokio::select! {
-        body = exchange => body?,
-        _ = connection => return Err(ScrapeError::Body),
-    };
+    let body = fetch::get(address, "/v1/pods", LARGEST_PAGE).await?;
     Ok(serde_json::from_slice(&body)?)
 }

@@ -42,7 +42,8 @@ fn patch(work: &Work, reservation: Option<&str>, object: &Lite) -> Vec<Value> {
         if annotations.is_empty() {
             patch.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
         }
-        patch.push(json!({ "op": "add", "path": annotation_path(GRANTED), "value": reservation }));
+        let granted = format!("{reservation} {}", work.pods);
+        patch.push(json!({ "op": "add", "path": annotation_path(GRANTED), "value": granted }));
     }
     patch
 }

@@ -73,6 +73,22 @@ pub(super) async fn tell_waiting(
     }
 }
 
+/// Says once that a job asks for more pods than its reservation is for.
+pub(super) async fn tell_of_pods(context: &Context, memory: &mut Memory, work: &Work) {
+    if memory.told.insert(work.uid.clone()) {
+        let message = "the job's reservation is for fewer pods than it asks for now: lower \
+                       parallelism or completions, or create another job for the rest";
+        event(
+            context,
+            work,
+            EventType::Warning,
+            "MorePodsThanReserved",
+            message,
+        )
+        .await;
+    }
+}
+
 fn words(context: &Context, work: &Work, verdict: &Verdict) -> String {
     let oracle = context.oracle();
     explain(verdict, &forecast(work, &oracle), &oracle)

@@ -58,7 +58,8 @@ pub(super) fn follow(reservation: &CarbonReservation, seen: &Seen, now: &str) ->
     let all_there = i64::try_from(status.pods.len()).is_ok_and(|n| n >= reservation.spec.pods);
     let known = seen.listed && all_there && status.pods.iter().all(|pod| pod.is_final);
     if seen.ended && !burning && (known || seen.told != Told::Waiting) {
-        if seen.told == Told::Lost && !known {
+        let unsure = status.pods.iter().any(|pod| pod.incomplete);
+        if (seen.told == Told::Lost && !known) || unsure {
             estimate(reservation, &mut status, &seen.days);
         }
         status.settled = true;
@@ -126,6 +127,7 @@ fn record(pods: &mut Vec<PodCharge>, page: &LedgerPage, pod: &PodEnergy, older: 
     let known = &mut pods[index];
     known.node.clone_from(&page.node);
     known.is_final = pod.is_final;
+    known.incomplete |= pod.incomplete;
     // Two exporters may answer in turn while one replaces the other: each run counts once,
     // and a page that comes late takes nothing back.
     if let Some(run) = known.runs.iter_mut().find(|run| run.epoch == page.epoch) {
@@ -237,6 +239,7 @@ pub(super) mod tests {
             models: vec![],
             is_final,
             shared: false,
+            incomplete: false,
             held_milliseconds: 0,
             ended_milliseconds_ago: None,
         };
@@ -409,6 +412,17 @@ pub(super) mod tests {
         assert!(!follow(&r, &seen, "now").settled);
         step(&mut r, &page, "2026-11-30", true);
         assert!(r.status.unwrap().settled);
+    }
+
+    #[test]
+    fn where_the_meter_is_not_sure_the_reservation_stands() {
+        let mut r = reservation(100);
+        let mut page = page("1", 300, true);
+        page.pods[0].incomplete = true;
+        step(&mut r, &page, "2026-11-30", true);
+        let status = r.status.unwrap();
+        assert!(status.settled && status.estimated);
+        assert_eq!(status.charged_milligrams, 100);
     }
 
     #[test]

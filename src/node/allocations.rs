@@ -39,7 +39,6 @@ pub struct Allocations {
     #[serde(skip)]
     resumed_at: Option<u64>,
     /// GPUs whose holders were others when the first list after a restart came.
-    #[serde(skip)]
     changed_unseen: HashSet<String>,
 }
 
@@ -66,6 +65,17 @@ impl Allocations {
         self.listed_at = None;
         self.started_at = now;
         self.resumed_at = Some(now);
+    }
+
+    /// µs, monotonic: when this run began.
+    pub fn started_at(&self) -> u64 {
+        self.started_at
+    }
+
+    /// Everyone who held a GPU at some time between `from` and `to`.
+    pub fn anyone(&self, gpu: &str, from: u64, to: u64) -> impl Iterator<Item = &Tenure> {
+        let tenures = self.tenures.get(gpu).into_iter().flatten();
+        tenures.filter(move |t| t.since <= to && t.until.is_none_or(|until| until > from))
     }
 
     /// True where the holders of a GPU changed while no exporter ran.
@@ -129,6 +139,10 @@ impl Allocations {
             // What happened after the question was asked is not in its answer.
             self.dirty_since = (self.last_event >= asked).then_some(asked);
         }
+        if !first && self.dirty_since.is_none() {
+            // What was burned unseen is billed by now.
+            self.changed_unseen.clear();
+        }
         let mut changed = false;
         let mut waiting: Option<u64> = None;
         let mut held: HashSet<(String, Holder)> = HashSet::new();
@@ -155,7 +169,7 @@ impl Allocations {
                 };
                 held.insert((gpu.clone(), holder.clone()));
                 let since = match (first, self.resumed_at) {
-                    (true, None) => 0,
+                    (true, None) => self.started_at,
                     (true, Some(resumed)) => resumed,
                     (false, _) => since,
                 };

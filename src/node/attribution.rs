@@ -3,7 +3,8 @@
 
 use crate::law::Microjoules;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// Who may be billed for a GPU: a container of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -12,6 +13,12 @@ pub struct Holder {
     pub namespace: String,
     pub pod: String,
     pub container: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.namespace, self.pod, self.container)
+    }
 }
 
 /// Energy that is no pod's, by reason.
@@ -53,16 +60,19 @@ pub enum Quality {
     Exact,
     /// Several, weighted by utilisation samples.
     Sampled,
+    /// The GPU has no energy counter: its power was added up.
+    FallbackPower,
 }
 
 impl Quality {
-    pub const ALL: [Self; 2] = [Self::Exact, Self::Sampled];
+    pub const ALL: [Self; 3] = [Self::Exact, Self::Sampled, Self::FallbackPower];
 
     /// The label value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Exact => "exact",
             Self::Sampled => "sampled",
+            Self::FallbackPower => "fallback_power",
         }
     }
 }
@@ -74,10 +84,16 @@ pub struct Window {
     pub micros: u64,
     /// Idle power of this GPU, mW.
     pub idle_milliwatts: u64,
+    /// Its power with a context on it and nothing running, mW; 0 while not known.
+    pub context_milliwatts: u64,
     /// Device replicas held.
     pub holders: BTreeMap<Holder, u64>,
     /// Activity by owner: SM percent × µs; `Owner::Pod` names a pod UID.
     pub activity: BTreeMap<Owner, u64>,
+    /// Whose processes have a context on it.
+    pub contexts: BTreeSet<Owner>,
+    /// True where the energy is power added up.
+    pub from_power: bool,
     /// True where nobody watched, and the holders before and after are the same.
     pub unwatched: bool,
 }
@@ -119,12 +135,11 @@ enum Payer {
 /// Splits a window: idle power to the holders by replicas, the rest to those who worked
 /// by activity. See docs/attribution.md for the rules and their reasons.
 pub fn split(window: &Window) -> Split {
-    let idle_bound = u128::from(window.idle_milliwatts) * u128::from(window.micros) / 1000;
-    let idle = Microjoules(
-        u64::try_from(idle_bound)
-            .unwrap_or(u64::MAX)
-            .min(window.energy.0),
-    );
+    let bound = |milliwatts: u64| {
+        let micro = u128::from(milliwatts) * u128::from(window.micros) / 1000;
+        u64::try_from(micro).unwrap_or(u64::MAX)
+    };
+    let idle = Microjoules(bound(window.idle_milliwatts).min(window.energy.0));
     let mut split = Split {
         pods: BTreeMap::new(),
         unattributed: BTreeMap::new(),
@@ -139,9 +154,29 @@ pub fn split(window: &Window) -> Split {
     for (payer, part) in apportion(idle.0, &idle_payers) {
         split.pay(payer, part, false);
     }
+    // A context costs the same whether anything runs in it.
+    let surcharge = window
+        .context_milliwatts
+        .saturating_sub(window.idle_milliwatts);
+    let kept = if window.contexts.is_empty() {
+        0
+    } else {
+        bound(surcharge).min(window.energy.0 - idle.0)
+    };
+    let mut equally: BTreeMap<Payer, u64> = BTreeMap::new();
+    for owner in &window.contexts {
+        *equally.entry(window.payer(owner)).or_default() += 1;
+    }
+    for (payer, part) in apportion(kept, &equally) {
+        split.pay(payer, part, false);
+    }
     let (active_payers, quality) = active_payers(window);
-    split.quality = quality;
-    for (payer, part) in apportion(window.energy.0 - idle.0, &active_payers) {
+    split.quality = if window.from_power {
+        Quality::FallbackPower
+    } else {
+        quality
+    };
+    for (payer, part) in apportion(window.energy.0 - idle.0 - kept, &active_payers) {
         split.pay(payer, part, true);
     }
     split
@@ -161,20 +196,23 @@ impl Split {
     }
 }
 
+impl Window {
+    /// Who is billed for what an owner's process does.
+    fn payer(&self, owner: &Owner) -> Payer {
+        let Owner::Pod(uid) = owner else {
+            return Payer::Reason(Unattributed::HostProcess);
+        };
+        let holder = self.holders.keys().find(|holder| holder.uid == *uid);
+        holder.map_or(Payer::Reason(Unattributed::UnknownHolder), |holder| {
+            Payer::Holder(holder.clone())
+        })
+    }
+}
+
 fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
     let mut payers: BTreeMap<Payer, u64> = BTreeMap::new();
     for (owner, weight) in window.activity.iter().filter(|(_, weight)| **weight > 0) {
-        let payer = match owner {
-            Owner::Host => Payer::Reason(Unattributed::HostProcess),
-            Owner::Pod(uid) => window
-                .holders
-                .keys()
-                .find(|holder| holder.uid == *uid)
-                .map_or(Payer::Reason(Unattributed::UnknownHolder), |h| {
-                    Payer::Holder(h.clone())
-                }),
-        };
-        *payers.entry(payer).or_default() += *weight;
+        *payers.entry(window.payer(owner)).or_default() += *weight;
     }
     let quality = if window.holders.len() <= 1 && payers.len() <= 1 {
         Quality::Exact
@@ -266,7 +304,7 @@ mod tests {
                     )
                 })
                 .collect(),
-            unwatched: false,
+            ..Window::default()
         }
     }
 
@@ -333,6 +371,17 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_context_is_paid_by_those_who_have_one_and_the_rest_by_who_works() {
+        let mut w = window(300_000_000, &[("a", 1), ("b", 1)], &[(Some("a"), 1)]);
+        w.context_milliwatts = 112_000;
+        w.contexts = [Owner::Pod("a".into()), Owner::Pod("b".into())].into();
+        let split = split(&w);
+        // 72 J bare idle and 40 J of surcharge in halves, 188 J of work.
+        assert_eq!(of(&split, "a"), (188_000_000, 56_000_000));
+        assert_eq!(of(&split, "b"), (0, 56_000_000));
+    }
+
     fn any_window() -> impl Strategy<Value = Window> {
         let energy = prop_oneof![Just(0), Just(1), Just(7), 0_u64..700_000_000];
         let holders = proptest::collection::btree_map(0_u8..5, 1_u64..9, 0..5);
@@ -344,9 +393,19 @@ mod tests {
             prop_oneof![Just(0_u64), Just(70_000)],
             holders,
             activity,
+            prop_oneof![Just(0_u64), Just(110_000)],
+            proptest::collection::btree_set(proptest::option::of(0_u8..6), 0..4),
         )
             .prop_map(
-                |(energy, micros, idle_milliwatts, holders, activity)| Window {
+                |(
+                    energy,
+                    micros,
+                    idle_milliwatts,
+                    holders,
+                    activity,
+                    context_milliwatts,
+                    contexts,
+                )| Window {
                     energy: Microjoules(energy),
                     micros,
                     idle_milliwatts,
@@ -358,6 +417,12 @@ mod tests {
                         .into_iter()
                         .map(|(pod, w)| (pod.map_or(Owner::Host, |n| Owner::Pod(n.to_string())), w))
                         .collect(),
+                    context_milliwatts,
+                    contexts: contexts
+                        .into_iter()
+                        .map(|pod| pod.map_or(Owner::Host, |n| Owner::Pod(n.to_string())))
+                        .collect(),
+                    from_power: false,
                     unwatched: false,
                 },
             )

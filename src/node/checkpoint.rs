@@ -174,7 +174,7 @@ pub(super) fn boot_id(proc_root: &Path) -> String {
 mod tests {
     use super::super::attribution::{Holder, Unattributed};
     use super::super::meter::Look;
-    use super::super::nvml::GpuInfo;
+    use super::super::nvml::{EnergySource, GpuInfo};
     use super::super::podresources::Holders;
     use super::*;
     use crate::law::Microjoules;
@@ -255,6 +255,7 @@ mod tests {
                 pci_bus_id: String::new(),
                 driver: String::new(),
                 limit_milliwatts: Some(400_000),
+                source: EnergySource::Counter,
             };
             state.meter.add_gpu(info, Some(50_000));
             Self {
@@ -384,7 +385,13 @@ mod tests {
     fn an_outage_is_its_holders_where_they_did_not_change_and_else_a_gap() {
         let unchanged = killed("unchanged", 17, Effect::Shown, 5);
         assert_eq!((unchanged.of("uid-a"), unchanged.gap()), (3_000_000_000, 0));
+        let incomplete = |run: &Run| -> Vec<String> {
+            let pods = run.state.meter.pods().filter(|pod| pod.incomplete);
+            pods.map(|pod| pod.uid.clone()).collect()
+        };
+        assert!(incomplete(&unchanged).is_empty());
         let changed = killed("changed", 20, Effect::Shown, 9);
+        assert_eq!(incomplete(&changed), ["uid-a", "uid-b"]);
         assert_eq!(changed.of("uid-b"), 300_000_000 * 6, "from 30 s on");
         assert!(changed.gap() > 0);
         let whole = (counter(END) - counter(0)) * 1000;
@@ -398,6 +405,32 @@ mod tests {
         assert_eq!((run.of("uid-b"), run.gap()), (0, 8 * 250_000_000));
         let whole = (counter(END) - counter(0)) * 1000;
         assert_eq!(run.energy().0, whole, "idle {idle} is unallocated");
+    }
+
+    #[test]
+    fn an_outage_of_more_than_ten_minutes_is_a_gap_though_the_holder_is_the_same() {
+        let folder = folder("long");
+        let mut run = Run::start(&folder, "boot", 0);
+        for second in 0..17 {
+            run.second(second, Effect::Shown);
+        }
+        let a = run.of("uid-a");
+        let back = 17 + 3600;
+        let mut run = Run::start(&folder, "boot", back * SECOND);
+        // The story stands still at 17 s, and the counter goes on.
+        let look = Look {
+            energy_millijoules: Some(counter(16) + 3601 * 300_000),
+            busy: true,
+            ..Look::default()
+        };
+        let (state, now) = (&mut run.state, back * SECOND);
+        state.meter.look(GPU, look, now);
+        let uid = |_: &str, pod: &str| Some(format!("uid-{pod}"));
+        state.allocations.observe(&list(16), now + 1, now + 2, uid);
+        state.meter.settle(&state.allocations, now + 2);
+        assert_eq!(run.of("uid-a"), a);
+        assert!(run.state.meter.is_sound() && run.gap() > 0);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

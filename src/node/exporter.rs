@@ -1,23 +1,20 @@
 //! The exporter: a sampler thread, a task that asks the kubelet, and an HTTP server that
 //! shows the latest snapshot.
 
-use super::ledger::LedgerPage;
-use super::metrics::NodeSnapshot;
-use super::podresources::{Kubelet, holders};
+use super::podresources::{Kubelet, ListResponse, holders};
+use super::replay::Replay;
 use super::sampler::{Listed, Sampler, Shared};
 use crate::clock;
 use crate::serve::exposition::render;
 use crate::serve::http::{Answer, Call, Server};
 use crate::serve::shutdown::Stop;
-use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 /// What an exporter is told.
@@ -65,22 +62,7 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
         .map_err(|e| ExporterError::Listen(settings.listen, e))?;
     let kubelet = Kubelet::new(&settings.kubelet_socket)
         .map_err(|e| ExporterError::Socket(settings.kubelet_socket.clone(), e))?;
-    let shared = Arc::new(Shared {
-        listed: ArcSwap::default(),
-        ask_kubelet: Notify::new(),
-        by_index: ArcSwap::default(),
-        snapshot: ArcSwap::from_pointee(NodeSnapshot::default()),
-        ledger: ArcSwap::from_pointee(LedgerPage {
-            node: settings.node.clone(),
-            epoch: String::new(),
-            ready: false,
-            watched_milliseconds: 0,
-            pods: Vec::new(),
-            gpus: Vec::new(),
-            forgotten_microjoules: 0,
-        }),
-        stop: AtomicBool::new(false),
-    });
+    let shared = Arc::new(Shared::new(&settings.node));
     let sampler = Sampler::new(settings.clone(), shared.clone());
     let thread = std::thread::Builder::new()
         .name("sampler".to_owned())
@@ -105,37 +87,42 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
     Ok(())
 }
 
+/// Looks twice, an interval apart, and shows what a scrape would, or what was found out.
+///
+/// # Errors
+/// Where the kubelet's socket makes no address.
+pub async fn once(settings: Settings, dump: bool) -> Result<String, ExporterError> {
+    let kubelet = Kubelet::new(&settings.kubelet_socket)
+        .map_err(|e| ExporterError::Socket(settings.kubelet_socket.clone(), e))?;
+    let interval = settings.interval;
+    let shared = Arc::new(Shared::new(&settings.node));
+    let mut sampler = Sampler::new(settings, shared.clone());
+    for number in 1..=2 {
+        let asked = clock::monotonic_micros();
+        let (listed, _) = take(kubelet.list().await, number, asked, &shared);
+        shared.listed.store(Arc::new(listed));
+        // Two short looks before the program ends: nothing else waits for this thread.
+        sampler = tokio::task::block_in_place(|| sampler.look_once());
+        tokio::time::sleep(interval).await;
+    }
+    if dump {
+        return Ok(serde_json::to_string_pretty(&sampler.found_out()).unwrap_or_default() + "\n");
+    }
+    Ok(render(shared.snapshot.load().families(), None).0)
+}
+
 /// Asks the kubelet when the sampler wants to know, within its rate limit.
 async fn ask(kubelet: Kubelet, shared: Arc<Shared>) {
     let mut errors: BTreeMap<String, u64> = BTreeMap::new();
     let mut number = 0;
     loop {
         let asked = clock::monotonic_micros();
-        let answer = kubelet.list().await;
         number += 1;
-        let previous = shared.listed.load_full();
-        let listed = match answer {
-            Ok(answer) => Listed {
-                number,
-                asked,
-                holders: holders(&answer, &shared.by_index.load()),
-                errors: errors.clone(),
-                healthy: true,
-            },
-            Err(status) => {
-                *errors.entry(format!("{:?}", status.code())).or_default() += 1;
-                if previous.healthy || number == 1 {
-                    tracing::warn!(code = ?status.code(), message = status.message(), "the kubelet does not answer");
-                }
-                Listed {
-                    number: previous.number,
-                    asked: previous.asked,
-                    holders: previous.holders.clone(),
-                    errors: errors.clone(),
-                    healthy: false,
-                }
-            }
-        };
+        let (mut listed, code) = take(kubelet.list().await, number, asked, &shared);
+        if let Some(code) = code {
+            *errors.entry(code).or_default() += 1;
+        }
+        listed.errors = errors.clone();
         shared.listed.store(Arc::new(listed));
         tokio::time::sleep(SOONEST).await;
         let _ = tokio::time::timeout(
@@ -143,6 +130,41 @@ async fn ask(kubelet: Kubelet, shared: Arc<Shared>) {
             shared.ask_kubelet.notified(),
         )
         .await;
+    }
+}
+
+/// The kubelet's answer as the sampler reads it; an error keeps what is known, and is named.
+fn take(
+    answer: Result<ListResponse, tonic::Status>,
+    number: u64,
+    asked: u64,
+    shared: &Shared,
+) -> (Listed, Option<String>) {
+    let previous = shared.listed.load_full();
+    match answer {
+        Ok(answer) => {
+            let listed = Listed {
+                number,
+                asked,
+                holders: holders(&answer, &shared.by_index.load()),
+                errors: BTreeMap::new(),
+                healthy: true,
+            };
+            (listed, None)
+        }
+        Err(status) => {
+            if previous.healthy || number == 1 {
+                tracing::warn!(code = ?status.code(), message = status.message(), "the kubelet does not answer");
+            }
+            let listed = Listed {
+                number: previous.number,
+                asked: previous.asked,
+                holders: previous.holders.clone(),
+                errors: BTreeMap::new(),
+                healthy: false,
+            };
+            (listed, Some(format!("{:?}", status.code())))
+        }
     }
 }
 
@@ -159,6 +181,11 @@ fn answer(call: &Call, shared: &Shared) -> Answer {
         }
         "/v1/pods" => {
             Answer::json(serde_json::to_vec(shared.ledger.load().as_ref()).unwrap_or_default())
+        }
+        "/v1/windows" => {
+            let replays = shared.replays.load();
+            let list: Vec<&Replay> = replays.iter().map(AsRef::as_ref).collect();
+            Answer::json(serde_json::to_vec(&list).unwrap_or_default())
         }
         "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
         "/readyz" => {

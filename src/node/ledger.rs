@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// One exporter's answer to `GET /v1/pods`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LedgerPage {
     pub node: String,
@@ -55,6 +55,9 @@ pub struct PodEnergy {
     pub is_final: bool,
     /// True where some of it is a modelled share of a shared GPU.
     pub shared: bool,
+    /// True where some of what its GPUs burned cannot be said to be its or not.
+    #[serde(default)]
+    pub incomplete: bool,
     /// For how long it has held a GPU.
     pub held_milliseconds: u64,
     /// How long ago it was seen to hold nothing any more; absent while it holds.
@@ -92,6 +95,7 @@ pub(super) fn page(
             models,
             is_final: account.ended.is_some(),
             shared: account.shared,
+            incomplete: account.incomplete,
             held_milliseconds: account.ended.unwrap_or(now).saturating_sub(account.since) / 1000,
             ended_milliseconds_ago: account.ended.map(|ended| now.saturating_sub(ended) / 1000),
         }

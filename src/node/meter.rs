@@ -2,27 +2,16 @@
 //! account. Pure: readings and time come in, totals come out.
 
 use super::allocations::Allocations;
-use super::attribution::{Holder, Owner, Quality, Unattributed, Window, split};
-use super::idle::IdlePower;
+use super::attribution::{Holder, Quality, Unattributed, split};
+use super::gpu::{Gpu, Pending, Watch};
+pub use super::gpu::{GpuTotals, Look};
 use super::nvml::GpuInfo;
 use super::pairs;
+use super::replay::Replay;
 use crate::law::Microjoules;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
-
-/// One GPU's sums since the exporter started.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GpuTotals {
-    pub energy: Microjoules,
-    pub unattributed: BTreeMap<Unattributed, Microjoules>,
-    pub quality: BTreeMap<Quality, Microjoules>,
-    pub resets: u64,
-    pub lost: u64,
-    pub gap_micros: u64,
-    pub power_milliwatts: Option<u64>,
-    pub idle_milliwatts: Option<u64>,
-    pub limit_milliwatts: Option<u64>,
-}
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// One pod's account on one GPU, by container.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +35,12 @@ pub struct PodAccount {
     pub ended: Option<u64>,
     /// True where some of its energy is a share of a shared GPU.
     pub shared: bool,
+    /// True where some of what its GPUs burned cannot be said to be its or not.
+    #[serde(default)]
+    pub incomplete: bool,
+    /// True where it was taken up after the machine had started anew.
+    #[serde(default)]
+    pub from_other_boot: bool,
 }
 
 impl PodAccount {
@@ -58,42 +53,6 @@ impl PodAccount {
     }
 }
 
-/// One look at one GPU, as the meter takes it.
-#[derive(Debug, Clone, Default)]
-pub struct Look {
-    pub energy_millijoules: Option<u64>,
-    pub power_milliwatts: Option<u64>,
-    pub busy: bool,
-    /// SM percent by owner since the last look.
-    pub activity: BTreeMap<Owner, u64>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Pending {
-    from: u64,
-    to: u64,
-    energy: Microjoules,
-    #[serde(with = "pairs")]
-    activity: BTreeMap<Owner, u64>,
-    busy: bool,
-    gap: bool,
-    /// The time between two runs of the exporter.
-    outage: bool,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Gpu {
-    info: GpuInfo,
-    last: Option<(u64, u64)>,
-    failing: bool,
-    /// True until the first look after a restart.
-    #[serde(skip)]
-    resumed: bool,
-    pending: VecDeque<Pending>,
-    idle: IdlePower,
-    totals: GpuTotals,
-}
-
 /// The whole meter.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Meter {
@@ -104,72 +63,26 @@ pub struct Meter {
     retired: Microjoules,
 }
 
-/// A window longer than this was not watched: its holders cannot be known.
-const WATCHED_US: u64 = 10_000_000;
 /// A window waits this long for the kubelet; then its holder is unknown.
 const PATIENCE_US: u64 = 60_000_000;
-/// The counter may show two of its steps at once.
-const STEP_SLACK_US: u64 = 200_000;
+/// After a longer outage others may have come and gone, or another run without a checkpoint
+/// have billed it.
+const LONGEST_OUTAGE_US: u64 = 600_000_000;
 
 impl Meter {
     /// Adds or renews a GPU; its first reading is a baseline.
     pub fn add_gpu(&mut self, info: GpuInfo, idle_milliwatts: Option<u64>) {
-        let limit = info.limit_milliwatts;
-        let gpu = self.gpus.entry(info.uuid.clone()).or_insert_with(|| Gpu {
-            info: info.clone(),
-            last: None,
-            failing: false,
-            resumed: false,
-            pending: VecDeque::new(),
-            idle: IdlePower::new(idle_milliwatts),
-            totals: GpuTotals::default(),
-        });
-        gpu.info = info;
-        gpu.idle.configure(idle_milliwatts);
-        gpu.totals.limit_milliwatts = limit;
+        self.gpus
+            .entry(info.uuid.clone())
+            .or_insert_with(|| Gpu::new(info.clone()))
+            .renew(info, idle_milliwatts);
     }
 
     /// Takes in one look at one GPU at `now` (µs, monotonic).
     pub fn look(&mut self, uuid: &str, look: Look, now: u64) {
-        let Some(gpu) = self.gpus.get_mut(uuid) else {
-            return;
-        };
-        gpu.totals.power_milliwatts = look.power_milliwatts;
-        let Some(energy) = look.energy_millijoules else {
-            gpu.totals.lost += u64::from(!gpu.failing);
-            gpu.failing = true;
-            return;
-        };
-        gpu.failing = false;
-        if let Some((before, at)) = gpu.last
-            && now > at
-        {
-            let micros = now - at;
-            match energy
-                .checked_sub(before)
-                .filter(|delta| gpu.plausible(*delta, micros))
-            {
-                None => {
-                    gpu.totals.resets += 1;
-                    gpu.totals.gap_micros += micros;
-                }
-                Some(delta) => gpu.pending.push_back(Pending {
-                    from: at,
-                    to: now,
-                    energy: Microjoules(delta.saturating_mul(1000)),
-                    activity: look
-                        .activity
-                        .into_iter()
-                        .map(|(o, sm)| (o, sm * micros))
-                        .collect(),
-                    busy: look.busy,
-                    gap: micros > WATCHED_US && !gpu.resumed,
-                    outage: gpu.resumed,
-                }),
-            }
+        if let Some(gpu) = self.gpus.get_mut(uuid) {
+            gpu.look(look, now);
         }
-        gpu.last = Some((energy, now));
-        gpu.resumed = false;
     }
 
     /// Bills every window whose holders are known by now.
@@ -178,7 +91,7 @@ impl Meter {
         let stale = allocations.age(now) > PATIENCE_US;
         let uuids: Vec<String> = self.gpus.keys().cloned().collect();
         for uuid in uuids {
-            while let Some(window) = self.due(&uuid, until, stale, now) {
+            while let Some(window) = self.due(&uuid, allocations, stale, now) {
                 self.bill(&uuid, window, allocations, stale);
             }
         }
@@ -186,11 +99,18 @@ impl Meter {
         self.close_accounts(allocations, until, now);
     }
 
-    fn due(&mut self, uuid: &str, until: u64, stale: bool, now: u64) -> Option<Pending> {
+    fn due(
+        &mut self,
+        uuid: &str,
+        allocations: &Allocations,
+        stale: bool,
+        now: u64,
+    ) -> Option<Pending> {
         let gpu = self.gpus.get_mut(uuid)?;
         let front = gpu.pending.front()?;
-        let late = stale || now.saturating_sub(front.to) > PATIENCE_US;
-        if front.to <= until || late {
+        let waits_since = front.to.max(allocations.started_at());
+        let late = stale || now.saturating_sub(waits_since) > PATIENCE_US;
+        if front.to <= allocations.settled_until() || late {
             gpu.pending.pop_front()
         } else {
             None
@@ -201,46 +121,46 @@ impl Meter {
         let Some(gpu) = self.gpus.get_mut(uuid) else {
             return;
         };
-        let micros = pending.to - pending.from;
+        let (from, to) = (pending.from, pending.to);
         gpu.totals.energy += pending.energy;
         // What was burned while nobody watched is whose it was before and after.
-        let gap = pending.gap || (pending.outage && allocations.changed_unseen(uuid));
+        let long = to - from > LONGEST_OUTAGE_US;
+        let gap = match pending.watch {
+            Watch::Watched => false,
+            Watch::Unwatched => true,
+            Watch::Outage => long || allocations.changed_unseen(uuid),
+        };
         if gap || stale {
             let reason = if gap {
                 Unattributed::Gap
             } else {
                 Unattributed::UnknownHolder
             };
-            gpu.totals.gap_micros += if gap { micros } else { 0 };
+            gpu.totals.gap_micros += if gap { to - from } else { 0 };
             *gpu.totals.unattributed.entry(reason).or_default() += pending.energy;
+            gpu.remember(Replay::nobodys(uuid, from, to, pending.energy, reason));
+            for tenure in allocations.anyone(uuid, from, to) {
+                account(&mut self.pods, &tenure.holder, tenure.since).incomplete = true;
+            }
             return;
         }
-        let holders = allocations.holders(uuid, pending.from, pending.to);
-        if holders.is_empty() && !pending.busy && !pending.outage {
-            gpu.idle.learn(pending.energy, micros);
-        }
-        gpu.totals.idle_milliwatts = gpu.idle.milliwatts();
-        let split = split(&Window {
-            energy: pending.energy,
-            micros,
-            idle_milliwatts: gpu.idle.milliwatts().unwrap_or(0),
-            holders,
-            activity: pending.activity,
-            unwatched: pending.outage,
-        });
+        let window = gpu.window(pending, allocations.holders(uuid, from, to));
+        let split = split(&window);
         debug_assert_eq!(
             split.total(),
-            pending.energy,
+            window.energy,
             "parts must sum to the counter's difference"
         );
-        *gpu.totals.quality.entry(split.quality).or_default() += pending.energy;
+        gpu.remember(Replay::of(uuid, from, to, &window, &split));
+        *gpu.totals.quality.entry(split.quality).or_default() += window.energy;
         for (reason, energy) in split.unattributed {
             *gpu.totals.unattributed.entry(reason).or_default() += energy;
         }
+        let shared = window.holders.len() > 1 || split.quality == Quality::Sampled;
         for (holder, (active, idle)) in split.pods {
             *self.namespaces.entry(holder.namespace.clone()).or_default() += active + idle;
-            let account = account(&mut self.pods, &holder, pending.from);
-            account.shared |= split.quality == Quality::Sampled;
+            let account = account(&mut self.pods, &holder, from);
+            account.shared |= shared;
             let share = account
                 .shares
                 .entry((holder.container, uuid.to_owned()))
@@ -329,9 +249,10 @@ impl Meter {
         }
         if !same_boot {
             for account in self.pods.values_mut() {
-                // No pod outlives its node's boot; its time stamps are of another clock.
+                // Its time stamps are of another clock; one that runs again opens again.
                 account.since = 0;
                 account.ended = Some(0);
+                account.from_other_boot = true;
             }
         }
     }
@@ -348,6 +269,12 @@ impl Meter {
         gpus == nobodys + pods + self.retired
     }
 
+    /// The last windows of every GPU, oldest first.
+    pub fn replays(&self) -> Vec<Arc<Replay>> {
+        let gpus = self.gpus.values();
+        gpus.flat_map(|gpu| gpu.replays.iter().cloned()).collect()
+    }
+
     /// Energy of the pods whose accounts were dropped.
     pub fn retired(&self) -> Microjoules {
         self.retired
@@ -359,20 +286,6 @@ impl Meter {
 
     pub fn gpus(&self) -> impl Iterator<Item = (&GpuInfo, &GpuTotals)> {
         self.gpus.values().map(|gpu| (&gpu.info, &gpu.totals))
-    }
-}
-
-impl Gpu {
-    /// 1.5 times the power limit for the time passed is the most a board can burn; without
-    /// a limit, 2 kW.
-    fn plausible(&self, millijoules: u64, micros: u64) -> bool {
-        let limit = self
-            .totals
-            .limit_milliwatts
-            .filter(|mw| *mw > 0)
-            .unwrap_or(1_300_000);
-        let most = u128::from(limit) * 3 / 2 * u128::from(micros + STEP_SLACK_US) / 1_000_000;
-        u128::from(millijoules) <= most
     }
 }
 
@@ -390,5 +303,7 @@ fn account<'a>(
             since,
             ended: None,
             shared: false,
+            incomplete: false,
+            from_other_boot: false,
         })
 }

@@ -147,7 +147,8 @@ impl NodeSnapshot {
                     .is_none_or(|ended| now < ended.max(shown_since).saturating_add(hold))
             })
             .map(|account| PodSeries {
-                zero: now < account.since.saturating_add(delay),
+                // What an earlier run has shown is not taken back.
+                zero: !account.from_other_boot && now < account.since.saturating_add(delay),
                 account: account.clone(),
             })
             .collect();
@@ -222,6 +223,11 @@ impl NodeSnapshot {
                 self.labels(&[uuid, ("level", "bare")]),
                 totals.idle_milliwatts,
             );
+            watts(
+                &mut idle,
+                self.labels(&[uuid, ("level", "context")]),
+                totals.context_milliwatts,
+            );
             watts(&mut limit, plain.clone(), totals.limit_milliwatts);
             info.add(self.info_labels(gpu), 1.0);
             resets.add(plain.clone(), totals.resets as f64);
@@ -256,8 +262,8 @@ impl NodeSnapshot {
             ("model", &gpu.model),
             ("pci_bus_id", &gpu.pci_bus_id),
             ("driver_version", &gpu.driver),
-            ("energy_source", "counter"),
-            ("scope", "gpu"),
+            ("energy_source", gpu.source.as_str()),
+            ("scope", gpu.scope()),
             (
                 "sharing",
                 if holders > 1 {

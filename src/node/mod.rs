@@ -6,6 +6,7 @@ pub mod attribution;
 pub mod cgroup;
 mod checkpoint;
 pub mod exporter;
+mod gpu;
 mod idle;
 mod ledger;
 pub mod meter;
@@ -15,6 +16,8 @@ pub mod nvml;
 mod pairs;
 pub mod podresources;
 mod procfs;
+mod replay;
 mod sampler;
 
 pub use ledger::{LedgerPage, PodEnergy};
+pub use replay::{Part, Replay};

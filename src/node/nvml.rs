@@ -28,6 +28,38 @@ pub struct GpuInfo {
     pub driver: String,
     /// mW; `None` where the driver does not say.
     pub limit_milliwatts: Option<u64>,
+    pub source: EnergySource,
+}
+
+/// Where a GPU's energy comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnergySource {
+    /// Its own energy counter.
+    #[default]
+    Counter,
+    /// Its power, added up: older than Volta, or a board that does not count.
+    Power,
+}
+
+impl EnergySource {
+    /// The label value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Power => "power",
+        }
+    }
+}
+
+impl GpuInfo {
+    /// What the counter counts: on GH200 the whole module, CPU included.
+    pub fn scope(&self) -> &'static str {
+        if self.model.contains("GH200") {
+            "module"
+        } else {
+            "gpu"
+        }
+    }
 }
 
 /// A failed call: which, and NVML's word for why.
@@ -47,6 +79,8 @@ pub struct Reading {
     pub processes: Vec<u32>,
     /// (PID, SM percent, microseconds since the Unix epoch), newer than asked.
     pub utilisation: Vec<(u32, u32, u64)>,
+    /// True where the driver says that nothing ran.
+    pub at_rest: bool,
     pub errors: Vec<CallError>,
 }
 
@@ -126,6 +160,10 @@ impl Reader {
             pci_bus_id: device.pci_info().map(|pci| pci.bus_id).unwrap_or_default(),
             driver: driver.to_owned(),
             limit_milliwatts: device.enforced_power_limit().ok().map(u64::from),
+            source: match device.total_energy_consumption() {
+                Err(NvmlError::NotSupported) => EnergySource::Power,
+                _ => EnergySource::Counter,
+            },
         };
         Ok((info, device))
     }
@@ -138,15 +176,17 @@ impl Reader {
     /// its part empty and is listed.
     pub fn read(&self, uuid: &str, since: u64) -> Reading {
         let mut reading = Reading::default();
-        let Some((_, device)) = self.devices.get(uuid) else {
+        let Some((info, device)) = self.devices.get(uuid) else {
             return reading;
         };
         let errors = &mut reading.errors;
-        reading.energy_millijoules = keep(
-            device.total_energy_consumption(),
-            "nvmlDeviceGetTotalEnergyConsumption",
-            errors,
-        );
+        if info.source == EnergySource::Counter {
+            reading.energy_millijoules = keep(
+                device.total_energy_consumption(),
+                "nvmlDeviceGetTotalEnergyConsumption",
+                errors,
+            );
+        }
         reading.power_milliwatts =
             keep(device.power_usage(), "nvmlDeviceGetPowerUsage", errors).map(u64::from);
         let processes = keep(
@@ -161,9 +201,13 @@ impl Reader {
             .collect();
         // An idle GPU answers NotFound: nobody was seen, which is no error.
         let samples = match device.process_utilization_stats(since) {
-            Err(NvmlError::NotFound) => Vec::new(),
-            other => keep(other, "nvmlDeviceGetProcessUtilization", errors).unwrap_or_default(),
+            Err(NvmlError::NotFound) => Some(Vec::new()),
+            other => keep(other, "nvmlDeviceGetProcessUtilization", errors),
         };
+        reading.at_rest = samples
+            .as_ref()
+            .is_some_and(|samples| samples.iter().all(|s| s.sm_util == 0));
+        let samples = samples.unwrap_or_default();
         reading.utilisation = samples
             .into_iter()
             .filter(|s| s.sm_util <= 100 && s.timestamp > since)

@@ -2,20 +2,22 @@
 //! goes; bills what can be billed; publishes a snapshot. Nothing else calls NVML.
 
 use super::allocations::Allocations;
-use super::attribution::Owner;
+use super::attribution::{Holder, Owner};
 use super::checkpoint::{Checkpoint, Found, View, boot_id};
 use super::exporter::Settings;
 use super::ledger::{LedgerPage, page};
 use super::meter::{Look, Meter};
 use super::metrics::{Health, NodeSnapshot};
 use super::names::PodNames;
-use super::nvml::{OpenError, Reader};
+use super::nvml::{GpuInfo, OpenError, Reader};
 use super::podresources::Holders;
 use super::procfs::Processes;
+use super::replay::Replay;
 use crate::clock;
 use crate::serve::crash;
 use arc_swap::ArcSwap;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -46,7 +48,40 @@ pub(super) struct Shared {
     pub(super) by_index: ArcSwap<BTreeMap<u32, String>>,
     pub(super) snapshot: ArcSwap<NodeSnapshot>,
     pub(super) ledger: ArcSwap<LedgerPage>,
+    pub(super) replays: ArcSwap<Vec<Arc<Replay>>>,
     pub(super) stop: AtomicBool,
+}
+
+impl Shared {
+    /// Nothing is known yet.
+    pub(super) fn new(node: &str) -> Self {
+        Self {
+            listed: ArcSwap::default(),
+            ask_kubelet: Notify::new(),
+            by_index: ArcSwap::default(),
+            snapshot: ArcSwap::from_pointee(NodeSnapshot::default()),
+            ledger: ArcSwap::from_pointee(LedgerPage {
+                node: node.to_owned(),
+                ..LedgerPage::default()
+            }),
+            replays: ArcSwap::default(),
+            stop: AtomicBool::new(false),
+        }
+    }
+}
+
+/// What the sampler found out of the node, for people who ask.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct FoundOut {
+    health: String,
+    gpus: Vec<GpuInfo>,
+    /// Replicas held, by GPU and `namespace/pod/container`.
+    holders: BTreeMap<String, BTreeMap<String, u64>>,
+    /// UIDs of the pods that have a log folder.
+    pods: BTreeSet<String>,
+    /// Whose the processes on the GPUs are: a pod's UID, or host.
+    processes: BTreeMap<u32, String>,
 }
 
 pub(super) struct Sampler {
@@ -68,6 +103,8 @@ pub(super) struct Sampler {
     /// µs, monotonic: since when GPUs and kubelet both answer.
     ready_since: Option<u64>,
     checkpoint: Option<Checkpoint>,
+    /// µs, monotonic: when the GPUs were taken stock of.
+    opened: Option<u64>,
 }
 
 impl Sampler {
@@ -90,6 +127,7 @@ impl Sampler {
             epoch: clock::now().to_string(),
             ready_since: None,
             checkpoint: None,
+            opened: None,
         }
         .resumed()
     }
@@ -173,6 +211,44 @@ impl Sampler {
         }
     }
 
+    /// One look outside the loop.
+    pub(super) fn look_once(mut self) -> Self {
+        if self.reader.is_none() {
+            self.open();
+        }
+        let now = clock::monotonic_micros();
+        self.watch(now);
+        self.tick(now);
+        self
+    }
+
+    pub(super) fn found_out(&self) -> FoundOut {
+        let listed = self.shared.listed.load();
+        let named = |holders: &BTreeMap<Holder, u64>| {
+            let named = holders.iter().map(|(h, weight)| (h.to_string(), *weight));
+            named.collect()
+        };
+        let owner = |owner: &Owner| match owner {
+            Owner::Pod(uid) => uid.clone(),
+            Owner::Host => "host".to_owned(),
+        };
+        FoundOut {
+            health: self.health.report(),
+            gpus: self.reader.iter().flat_map(Reader::gpus).cloned().collect(),
+            holders: listed
+                .holders
+                .iter()
+                .map(|(gpu, holders)| (gpu.clone(), named(holders)))
+                .collect(),
+            pods: self.pods.iter().cloned().collect(),
+            processes: self
+                .pids
+                .iter()
+                .map(|(pid, of)| (*pid, owner(of)))
+                .collect(),
+        }
+    }
+
     fn open(&mut self) {
         match Reader::open(&self.settings.libraries) {
             Ok(mut reader) => {
@@ -187,6 +263,7 @@ impl Sampler {
                         .add_gpu(gpu.clone(), self.settings.idle_milliwatts);
                 }
                 self.shared.by_index.store(Arc::new(by_index));
+                self.opened = Some(clock::monotonic_micros());
                 self.health.nvml(Ok(()));
                 self.reader = Some(reader);
             }
@@ -213,7 +290,9 @@ impl Sampler {
             event = true;
         }
         let listed = self.shared.listed.load_full();
-        if listed.number != self.listed {
+        // A list from before the GPUs were known may have left some of them out.
+        let complete = self.opened.is_some_and(|opened| listed.asked >= opened);
+        if listed.number != self.listed && complete {
             self.listed = listed.number;
             let names = &self.names;
             event |=
@@ -305,12 +384,14 @@ impl Sampler {
             .unwrap_or(since);
         self.since.insert(uuid.to_owned(), newest.max(since));
         let mut activity: BTreeMap<Owner, u64> = BTreeMap::new();
+        let mut contexts = BTreeSet::new();
         if visible {
             for pid in &reading.processes {
                 if let Some(owner) = self.processes.owner(*pid, now) {
                     if let Owner::Pod(uid) = &owner {
                         self.allocations.pod_alive(uid);
                     }
+                    contexts.insert(owner.clone());
                     self.pids.insert(*pid, owner);
                 }
             }
@@ -325,6 +406,8 @@ impl Sampler {
             energy_millijoules: reading.energy_millijoules,
             power_milliwatts: reading.power_milliwatts,
             busy: !reading.processes.is_empty(),
+            at_rest: reading.at_rest,
+            contexts,
             activity,
         };
         (look, ok)
@@ -346,6 +429,7 @@ impl Sampler {
             self.ready_since,
             now,
         )));
+        self.shared.replays.store(Arc::new(self.meter.replays()));
         let snapshot = NodeSnapshot::of(&self.meter, &self.settings, &self.health, now);
         self.shared.snapshot.store(Arc::new(snapshot));
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod crash;
 pub mod exposition;
+pub mod fetch;
 pub mod http;
 pub mod shutdown;
 pub mod telemetry;

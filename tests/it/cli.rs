@@ -241,8 +241,10 @@ fn every_command_has_help_with_an_example_or_its_endpoints() {
         "controller",
         "webhook",
         "release",
+        "debug attribution",
     ] {
-        let output = jouleward(&[command, "--help"]);
+        let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let output = jouleward(&args);
         let said = out(&output);
         assert!(
             output.status.success() && (said.contains("Examples:") || said.contains("Endpoints:")),

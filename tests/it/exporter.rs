@@ -237,6 +237,94 @@ fn a_counter_that_jumps_bills_nothing() {
     });
 }
 
+/// An exporter that looks twice, prints, and ends.
+fn in_passing(name: &str, flag: &str) -> String {
+    let folder = harness::target()
+        .join("it")
+        .join(format!("exporter-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(folder.join("pods/team-a_images-0_0f1e2d3c")).unwrap();
+    scenario(vec![gpu(0)])
+        .write(&folder.join("scenario.json"))
+        .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_jouleward"))
+        .args(["exporter", "--node-name=n", "--interval-seconds=0.2", flag])
+        .arg(format!("--pod-logs={}", folder.join("pods").display()))
+        .arg(format!("--proc-root={}", folder.join("proc").display()))
+        .arg(format!(
+            "--kubelet-socket={}",
+            folder.join("none.sock").display()
+        ))
+        .arg(format!(
+            "--nvml-library={}",
+            built("libnvml_sim.so").unwrap().display()
+        ))
+        .env("NVML_SIM_SCENARIO", folder.join("scenario.json"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_look_in_passing_prints_what_a_scrape_would_show() {
+    let text = in_passing("once", "--once");
+    assert!(
+        value(
+            &text,
+            "jouleward_gpu_power_watts{node=\"n\",gpu_uuid=\"GPU-0\"}"
+        ) > 0.0
+            && text.contains("# TYPE jouleward_gpu_energy_joules"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_dump_tells_what_the_exporter_found_out_of_its_node() {
+    let text = in_passing("dump", "--dump");
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(found["gpus"][0]["uuid"], "GPU-0");
+    assert_eq!(found["pods"][0], "0f1e2d3c");
+    assert!(
+        found["health"]
+            .as_str()
+            .unwrap()
+            .contains("does not answer"),
+        "the kubelet is away: {text}"
+    );
+}
+
+#[test]
+fn a_gpu_without_a_counter_is_metered_by_its_power_and_says_so() {
+    let old = Gpu {
+        no_energy: true,
+        ..gpu(0)
+    };
+    let bench = start("no-counter", Some(&scenario(vec![old])));
+    let metrics = bench.until("/metrics", "the source is shown", |_, text| {
+        text.contains("energy_source=\"power\"")
+    });
+    assert!(
+        !metrics.contains("call=\"nvmlDeviceGetTotalEnergyConsumption\""),
+        "what it cannot do is no error: {metrics}"
+    );
+}
+
+#[test]
+fn a_grace_hopper_counts_its_whole_module_and_says_so() {
+    let module = Gpu {
+        name: "NVIDIA GH200 480GB".into(),
+        ..gpu(0)
+    };
+    let bench = start("module", Some(&scenario(vec![module])));
+    bench.until("/metrics", "the scope is shown", |_, text| {
+        text.contains("scope=\"module\"")
+    });
+}
+
 #[test]
 fn both_metric_formats_are_served_by_what_is_asked_for() {
     let bench = start("formats", Some(&scenario(vec![gpu(0)])));

@@ -120,9 +120,12 @@ fn nobody_makes_more_pods_of_a_grant_than_were_asked_for() {
             !said.ok && said.err.contains("was asked for fewer pods"),
             "{said:?}"
         );
-        let fewer = r#"{"spec":{"parallelism":1}}"#;
-        let said = patch_as_author(shared, "raised", "job/many", fewer)?;
-        ensure!(said.ok, "{said:?}");
+        // A pause and its end ask for nothing new.
+        for pods in [1, 0, 2] {
+            let patch = format!(r#"{{"spec":{{"parallelism":{pods}}}}}"#);
+            let said = patch_as_author(shared, "raised", "job/many", &patch)?;
+            ensure!(said.ok, "{pods}: {said:?}");
+        }
         Ok(())
     });
 }

@@ -205,6 +205,73 @@ fn on_every_gpu_pods_and_unattributed_sum_to_what_the_counter_counted() {
 }
 
 #[test]
+fn a_person_can_follow_every_joule_of_a_pod() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        jobs::namespace(client, "followed").await?;
+        jobs::budget(client, "followed", "images", json!({ "limit": "1kg" })).await?;
+        let job = jobs::create_job(client, "followed", &Generate::SMALL.job("pictures")).await?;
+        let record = jobs::settled(client, "followed", &job.uid().unwrap_or_default()).await?;
+        let charge = &record.data["status"]["pods"][0];
+        let uid = charge["uid"].as_str().unwrap_or_default();
+        let line = shared.stack.line_of(uid).await?.context("its line")?;
+        let name = format!("followed/{}", line["pod"].as_str().unwrap_or_default());
+        let node = shared
+            .stack
+            .nodes
+            .iter()
+            .find(|node| charge["node"] == node.name.as_str());
+        let address = format!("{}:9402", node.context("its node")?.ip);
+        let replay = |format: &str| {
+            let args = [
+                "debug",
+                "attribution",
+                "--address",
+                &address,
+                "--pod",
+                &name,
+            ];
+            let said = std::process::Command::new(harness::built("jouleward")?)
+                .args(args)
+                .args(["--last", "1000", "-o", format])
+                .output()?;
+            ensure!(
+                said.status.success(),
+                "{}",
+                String::from_utf8_lossy(&said.stderr)
+            );
+            Ok(String::from_utf8(said.stdout)?)
+        };
+        let windows: Vec<Value> = serde_json::from_str(&replay("json")?)?;
+        let mut billed = 0;
+        for window in &windows {
+            let parts = window["parts"].as_array().cloned().unwrap_or_default();
+            let whole = |part: &Value| {
+                let part = |name: &str| part[name].as_u64().unwrap_or(0);
+                part("activeMicrojoules") + part("idleMicrojoules")
+            };
+            let sum: u64 = parts.iter().map(whole).sum();
+            ensure!(Some(sum) == window["microjoules"].as_u64(), "{window}");
+            let own = parts
+                .iter()
+                .filter(|part| part["to"].as_str().is_some_and(|to| to.starts_with(&name)));
+            billed += own.map(whole).sum::<u64>();
+        }
+        ensure!(
+            Some(billed) == line["microjoules"].as_u64(),
+            "{billed} of {line} in {} windows",
+            windows.len()
+        );
+        let table = replay("table")?;
+        ensure!(
+            table.contains("HELD BY") && table.contains("exact"),
+            "{table}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn two_jobs_on_one_time_sliced_gpu_are_each_charged_their_share() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;

@@ -151,52 +151,80 @@ fn where_a_node_is_lost_the_reservation_stands_for_what_was_not_measured() {
 #[test]
 fn where_the_exporter_was_away_at_the_end_the_reservation_stands_for_the_rest() {
     on_plane(|shared| async move {
-        let client = &shared.stack.client;
-        let options = NodeOptions {
-            product: "NVIDIA A40".to_owned(),
-            gpus: 1,
-            ..NodeOptions::default()
-        };
-        let mut node = shared
-            .stack
-            .start_node("gpu-restarted", 151, &options)
-            .await?;
-        budgeted(shared, "exporter-away").await?;
-        let a40 = json!({ "nvidia.com/gpu.product": "NVIDIA-A40" });
-        let long = Generate {
-            images: 14,
-            ..Generate::SMALL
-        };
-        let job = jobs::create_job(client, "exporter-away", &long.job_on("pictures", &a40)).await?;
-        let uid = job.uid().unwrap_or_default();
-        eventually("it burns", Duration::from_secs(30), || async {
-            let record = jobs::reservation_of(client, "exporter-away", &uid).await?;
-            let burned = record.and_then(|r| r.data["status"]["measuredMillijoules"].as_i64());
-            Ok((burned > Some(0)).then_some(()))
-        })
-        .await?;
-        node.exporter.kill();
-        eventually("it has ended", Duration::from_mins(1), || async {
-            let job = jobs::jobs(client, "exporter-away").get("pictures").await?;
-            let done = job.status.and_then(|status| status.succeeded);
-            Ok((done == Some(1)).then_some(()))
-        })
-        .await?;
-        node.exporter = shared
-            .stack
-            .exporter("gpu-restarted", 151, &node.state, &[], &[])?;
-        shared.stack.ready(151, 9402).await?;
-        let record = jobs::settled(client, "exporter-away", &uid).await?;
-        let (spec, status) = (&record.data["spec"], &record.data["status"]);
-        ensure!(
-            status["estimated"] == true
-                && status["chargedMilligrams"] == spec["reservedMilligrams"]
-                && status["measuredMillijoules"].as_i64() > Some(0),
-            "{}",
-            record.data
-        );
-        Ok(())
+        tokio::try_join!(
+            away_at_the_end(shared, "exporter-away", 151, "A40", false),
+            away_at_the_end(shared, "exporter-away-kept", 153, "L4", true)
+        )
+        .map(|_| ())
     });
+}
+
+/// An exporter dies while a job burns, and comes back after it: with a checkpoint what was
+/// measured is kept, but not what was not.
+async fn away_at_the_end(
+    shared: &Shared,
+    name: &str,
+    host: u8,
+    product: &str,
+    checkpoint: bool,
+) -> anyhow::Result<()> {
+    let client = &shared.stack.client;
+    let options = NodeOptions {
+        product: format!("NVIDIA {product}"),
+        gpus: 1,
+        ..NodeOptions::default()
+    };
+    let mut node = shared
+        .stack
+        .start_node(&format!("gpu-{name}"), host, &options)
+        .await?;
+    node.exporter.kill();
+    budgeted(shared, name).await?;
+    let file = format!(
+        "--checkpoint={}",
+        node.state.join("exporter.json").display()
+    );
+    let args: &[&str] = if checkpoint { &[&file] } else { &[] };
+    let start = || {
+        shared
+            .stack
+            .exporter(&node.name, host, &node.state, args, &[])
+    };
+    let mut exporter = start()?;
+    shared.stack.ready(host, 9402).await?;
+    let selector = json!({ "nvidia.com/gpu.product": format!("NVIDIA-{product}") });
+    let long = Generate {
+        images: 14,
+        ..Generate::SMALL
+    };
+    let job = jobs::create_job(client, name, &long.job_on("pictures", &selector)).await?;
+    let uid = job.uid().unwrap_or_default();
+    eventually("it burns", Duration::from_secs(30), || async {
+        let record = jobs::reservation_of(client, name, &uid).await?;
+        let burned = record.and_then(|r| r.data["status"]["measuredMillijoules"].as_i64());
+        Ok((burned > Some(0)).then_some(()))
+    })
+    .await?;
+    exporter.kill();
+    eventually("it has ended", Duration::from_mins(1), || async {
+        let job = jobs::jobs(client, name).get("pictures").await?;
+        let done = job.status.and_then(|status| status.succeeded);
+        Ok((done == Some(1)).then_some(()))
+    })
+    .await?;
+    exporter = start()?;
+    shared.stack.ready(host, 9402).await?;
+    let record = jobs::settled(client, name, &uid).await?;
+    let (spec, status) = (&record.data["spec"], &record.data["status"]);
+    ensure!(
+        status["estimated"] == true
+            && status["chargedMilligrams"] == spec["reservedMilligrams"]
+            && status["measuredMillijoules"].as_i64() > Some(0),
+        "{}",
+        record.data
+    );
+    drop(exporter);
+    Ok(())
 }
 
 /// Where an exporter is killed: after each side effect of a look.
