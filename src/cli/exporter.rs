@@ -2,14 +2,53 @@
 
 use super::WrongInput;
 use crate::contract::EXPORTER_PORT;
+use crate::node::attribution::Holder;
 use crate::node::exporter::{self, Settings};
 use crate::node::nvml::LIBRARY_PATHS;
 use crate::serve::shutdown::Stop;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Node,
+    Sidecar,
+}
+
+/// The pod that a sidecar is in, from the downward API.
+#[derive(Debug, Args)]
+struct Own {
+    #[arg(long, env = "POD_NAMESPACE", hide = true, default_value = "default")]
+    pod_namespace: String,
+    #[arg(long, env = "POD_NAME", hide = true)]
+    pod_name: Option<String>,
+    #[arg(long, env = "POD_UID", hide = true)]
+    pod_uid: Option<String>,
+}
+
+impl Own {
+    fn holder(self, mode: Mode) -> Result<Option<Holder>, WrongInput> {
+        if mode == Mode::Node {
+            return Ok(None);
+        }
+        let (Some(pod), Some(uid)) = (self.pod_name, self.pod_uid) else {
+            return Err(WrongInput(
+                "--mode sidecar needs POD_NAMESPACE, POD_NAME and POD_UID from the downward API; \
+                 manifests/sidecar.yaml shows how"
+                    .to_owned(),
+            ));
+        };
+        Ok(Some(Holder {
+            uid,
+            namespace: self.pod_namespace,
+            pod,
+            container: "pod".to_owned(),
+        }))
+    }
+}
 
 /// Meters the GPUs of this node and splits their energy exactly among pods.
 #[derive(Debug, Args)]
@@ -21,6 +60,12 @@ Examples:
   jouleward exporter --node-name $(hostname) --dump"
 )]
 pub(super) struct Exporter {
+    /// node: meters all GPUs and asks the kubelet who holds them. sidecar: meters the GPUs
+    /// that its own pod uses, and asks nobody; /v1/energy gives the pod its joules.
+    #[arg(long, value_enum, default_value = "node")]
+    mode: Mode,
+    #[command(flatten)]
+    own: Own,
     /// Name of the node, as Kubernetes knows it.
     #[arg(long, env = "NODE_NAME")]
     node_name: String,
@@ -89,6 +134,7 @@ impl Exporter {
             idle_milliwatts: self.idle_watts.map(milliwatts).transpose()?,
             // A look in passing must not take a running exporter's sums.
             checkpoint: self.checkpoint.filter(|_| !self.once && !self.dump),
+            own: self.own.holder(self.mode)?,
             node: self.node_name,
             listen: self.listen,
             libraries: self.nvml_library,

@@ -1,15 +1,16 @@
 //! The exporter: a sampler thread, a task that asks the kubelet, and an HTTP server that
 //! shows the latest snapshot.
 
-use super::podresources::{Kubelet, ListResponse, holders};
+use super::attribution::Holder;
+use super::own::energy;
 use super::replay::Replay;
-use super::sampler::{Listed, Sampler, Shared};
+use super::sampler::{Sampler, Shared};
+use super::source::{Source, ask, take};
 use crate::clock;
 use crate::serve::exposition::render;
 use crate::serve::http::{Answer, Call, Server};
 use crate::serve::shutdown::Stop;
 use hyper::StatusCode;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct Settings {
     pub keep_final: Duration,
     pub most_pods: usize,
     pub idle_milliwatts: Option<u64>,
+    /// In a pod as a sidecar: that pod, which holds whatever GPUs it uses.
+    pub own: Option<Holder>,
     /// File that lets the sums go on after a restart.
     pub checkpoint: Option<PathBuf>,
 }
@@ -51,17 +54,12 @@ pub enum ExporterError {
     Thread(#[source] std::io::Error),
 }
 
-/// The kubelet is asked at most once a second, and every five seconds in any case.
-const SOONEST: Duration = Duration::from_secs(1);
-const LATEST: Duration = Duration::from_secs(5);
-
 /// Runs until told to stop.
 pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
     let server = Server::bind(settings.listen)
         .await
         .map_err(|e| ExporterError::Listen(settings.listen, e))?;
-    let kubelet = Kubelet::new(&settings.kubelet_socket)
-        .map_err(|e| ExporterError::Socket(settings.kubelet_socket.clone(), e))?;
+    let source = Source::of(&settings)?;
     let shared = Arc::new(Shared::new(&settings.node));
     let sampler = Sampler::new(settings.clone(), shared.clone());
     let thread = std::thread::Builder::new()
@@ -69,11 +67,20 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
         .spawn(|| sampler.run())
         .map_err(ExporterError::Thread)?;
     let mut tasks = JoinSet::new();
-    tasks.spawn(ask(kubelet, shared.clone()));
+    tasks.spawn(ask(source, shared.clone()));
     let served = shared.clone();
+    let own = settings.own.clone();
     let handler = move |call: Call| {
-        let shared = served.clone();
-        async move { answer(&call, &shared) }
+        let (shared, own) = (served.clone(), own.clone());
+        async move {
+            match own.filter(|_| call.path.starts_with("/v1/energy")) {
+                Some(own) => {
+                    shared.look_now().await;
+                    energy(&call, &shared, &own)
+                }
+                None => answer(&call, &shared),
+            }
+        }
     };
     tracing::info!(node = settings.node, listen = %settings.listen, "exporter starts");
     server.run(None, handler, stop).await;
@@ -92,14 +99,13 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
 /// # Errors
 /// Where the kubelet's socket makes no address.
 pub async fn once(settings: Settings, dump: bool) -> Result<String, ExporterError> {
-    let kubelet = Kubelet::new(&settings.kubelet_socket)
-        .map_err(|e| ExporterError::Socket(settings.kubelet_socket.clone(), e))?;
+    let source = Source::of(&settings)?;
     let interval = settings.interval;
     let shared = Arc::new(Shared::new(&settings.node));
     let mut sampler = Sampler::new(settings, shared.clone());
     for number in 1..=2 {
         let asked = clock::monotonic_micros();
-        let (listed, _) = take(kubelet.list().await, number, asked, &shared);
+        let (listed, _) = take(source.list(&shared).await, number, asked, &shared);
         shared.listed.store(Arc::new(listed));
         // Two short looks before the program ends: nothing else waits for this thread.
         sampler = tokio::task::block_in_place(|| sampler.look_once());
@@ -109,63 +115,6 @@ pub async fn once(settings: Settings, dump: bool) -> Result<String, ExporterErro
         return Ok(serde_json::to_string_pretty(&sampler.found_out()).unwrap_or_default() + "\n");
     }
     Ok(render(shared.snapshot.load().families(), None).0)
-}
-
-/// Asks the kubelet when the sampler wants to know, within its rate limit.
-async fn ask(kubelet: Kubelet, shared: Arc<Shared>) {
-    let mut errors: BTreeMap<String, u64> = BTreeMap::new();
-    let mut number = 0;
-    loop {
-        let asked = clock::monotonic_micros();
-        number += 1;
-        let (mut listed, code) = take(kubelet.list().await, number, asked, &shared);
-        if let Some(code) = code {
-            *errors.entry(code).or_default() += 1;
-        }
-        listed.errors = errors.clone();
-        shared.listed.store(Arc::new(listed));
-        tokio::time::sleep(SOONEST).await;
-        let _ = tokio::time::timeout(
-            LATEST.saturating_sub(SOONEST),
-            shared.ask_kubelet.notified(),
-        )
-        .await;
-    }
-}
-
-/// The kubelet's answer as the sampler reads it; an error keeps what is known, and is named.
-fn take(
-    answer: Result<ListResponse, tonic::Status>,
-    number: u64,
-    asked: u64,
-    shared: &Shared,
-) -> (Listed, Option<String>) {
-    let previous = shared.listed.load_full();
-    match answer {
-        Ok(answer) => {
-            let listed = Listed {
-                number,
-                asked,
-                holders: holders(&answer, &shared.by_index.load()),
-                errors: BTreeMap::new(),
-                healthy: true,
-            };
-            (listed, None)
-        }
-        Err(status) => {
-            if previous.healthy || number == 1 {
-                tracing::warn!(code = ?status.code(), message = status.message(), "the kubelet does not answer");
-            }
-            let listed = Listed {
-                number: previous.number,
-                asked: previous.asked,
-                holders: previous.holders.clone(),
-                errors: BTreeMap::new(),
-                healthy: false,
-            };
-            (listed, Some(format!("{:?}", status.code())))
-        }
-    }
 }
 
 fn answer(call: &Call, shared: &Shared) -> Answer {

@@ -13,11 +13,13 @@ pub mod meter;
 mod metrics;
 mod names;
 pub mod nvml;
+mod own;
 mod pairs;
 pub mod podresources;
 mod procfs;
 mod replay;
 mod sampler;
+mod source;
 
 pub use ledger::{LedgerPage, PodEnergy};
 pub use replay::{Part, Replay};

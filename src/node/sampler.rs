@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -50,7 +50,15 @@ pub(super) struct Shared {
     pub(super) ledger: ArcSwap<LedgerPage>,
     pub(super) replays: ArcSwap<Vec<Arc<Replay>>>,
     pub(super) stop: AtomicBool,
+    /// GPUs that processes of this PID namespace use; the only one, where there is one.
+    pub(super) used: ArcSwap<BTreeSet<String>>,
+    /// Someone wants to know now.
+    wanted: AtomicBool,
+    looks: AtomicU64,
 }
+
+/// A look that was asked for is waited for this long.
+const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 
 impl Shared {
     /// Nothing is known yet.
@@ -66,7 +74,22 @@ impl Shared {
             }),
             replays: ArcSwap::default(),
             stop: AtomicBool::new(false),
+            used: ArcSwap::default(),
+            wanted: AtomicBool::new(false),
+            looks: AtomicU64::new(0),
         }
+    }
+
+    /// Waits for a look that began after now.
+    pub(super) async fn look_now(&self) {
+        let before = self.looks.load(Ordering::Acquire);
+        self.wanted.store(true, Ordering::Release);
+        let looked = async {
+            while self.looks.load(Ordering::Acquire) == before {
+                tokio::time::sleep(WATCH / 5).await;
+            }
+        };
+        let _ = tokio::time::timeout(LOOK_DEADLINE, looked).await;
     }
 }
 
@@ -202,7 +225,8 @@ impl Sampler {
                 self.open();
             }
             let event = self.watch(now);
-            if event || now >= next {
+            let wanted = self.shared.wanted.swap(false, Ordering::AcqRel);
+            if event || wanted || now >= next {
                 self.tick(now);
                 // On the grid, so that a late tick does not shift all later ones.
                 next = (now / interval + 1) * interval;
@@ -295,11 +319,14 @@ impl Sampler {
         if listed.number != self.listed && complete {
             self.listed = listed.number;
             let names = &self.names;
-            event |=
-                self.allocations
-                    .observe(&listed.holders, listed.asked, now, |namespace, pod| {
-                        names.uid(namespace, pod).map(str::to_owned)
-                    });
+            let own = self.settings.own.as_ref().map(|own| own.uid.clone());
+            let uid = |namespace: &str, pod: &str| {
+                let named = || names.uid(namespace, pod).map(str::to_owned);
+                own.clone().or_else(named)
+            };
+            event |= self
+                .allocations
+                .observe(&listed.holders, listed.asked, now, uid);
         }
         if self.allocations.is_dirty() {
             self.shared.ask_kubelet.notify_one();
@@ -338,13 +365,18 @@ impl Sampler {
             .map(|gpu| gpu.uuid.clone())
             .collect();
         let mut answered = false;
+        let mut used = BTreeSet::new();
         for uuid in &uuids {
             let (look, ok) = self.look(uuid, visible, now);
             answered |= ok;
+            if look.busy || uuids.len() == 1 {
+                used.insert(uuid.clone());
+            }
             // One moment for the whole tick: windows are cut where events were booked.
             self.meter.look(uuid, look, now);
         }
         crash::point("looked");
+        self.notice_use(used, now);
         if !uuids.is_empty() && !answered {
             // Every device fails: the driver was reloaded, or is gone.
             self.health
@@ -361,6 +393,18 @@ impl Sampler {
         self.save();
         self.publish(now);
         crash::point("published");
+    }
+
+    /// In a sidecar, a GPU that is used anew or no more is a change of holders.
+    fn notice_use(&mut self, used: BTreeSet<String>, now: u64) {
+        let Some(own) = &self.settings.own else {
+            return;
+        };
+        if **self.shared.used.load() != used {
+            self.allocations.pod_appeared(&own.uid, now);
+            self.allocations.something_happened(now);
+            self.shared.used.store(Arc::new(used));
+        }
     }
 
     fn look(&mut self, uuid: &str, visible: bool, now: u64) -> (Look, bool) {
@@ -432,5 +476,6 @@ impl Sampler {
         self.shared.replays.store(Arc::new(self.meter.replays()));
         let snapshot = NodeSnapshot::of(&self.meter, &self.settings, &self.health, now);
         self.shared.snapshot.store(Arc::new(snapshot));
+        self.shared.looks.fetch_add(1, Ordering::AcqRel);
     }
 }

@@ -139,6 +139,10 @@ const WRONG: &[(&[&str], &str)] = &[
         "`jouleward fit FILE --save FOLDER` writes such a file",
     ),
     (
+        &["exporter", "--node-name", "n", "--mode", "sidecar"],
+        "manifests/sidecar.yaml shows how",
+    ),
+    (
         &["exporter", "--node-name", "n", "--listen", "foo"],
         "invalid socket address syntax, for example 0.0.0.0:9402",
     ),

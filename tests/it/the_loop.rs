@@ -272,6 +272,89 @@ fn a_person_can_follow_every_joule_of_a_pod() {
 }
 
 #[test]
+fn a_sidecar_tells_its_pod_the_joules_that_the_nodes_exporter_counts() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        let options = harness::NodeOptions {
+            product: "NVIDIA L40".to_owned(),
+            gpus: 1,
+            ..harness::NodeOptions::default()
+        };
+        let node = shared
+            .stack
+            .start_node("gpu-sidecar", 154, &options)
+            .await?;
+        jobs::namespace(client, "beside").await?;
+        let l40 = json!({ "nvidia.com/gpu.product": "NVIDIA-L40" });
+        let long = Generate {
+            images: 30,
+            ..Generate::SMALL
+        };
+        jobs::create_job(client, "beside", &long.job_on("pictures", &l40)).await?;
+        let line = || async {
+            let address = format!("{}:9402", node.ip);
+            let (_, page) = harness::stack::get(&address, "/v1/pods", "application/json").await?;
+            let page: Value = serde_json::from_str(&page)?;
+            let pods = page["pods"].as_array().cloned().unwrap_or_default();
+            Ok(pods.into_iter().find(|pod| pod["namespace"] == "beside"))
+        };
+        let pod = eventually("it burns", Duration::from_secs(30), line).await?;
+        let text = |name: &str| pod[name].as_str().unwrap_or_default();
+        let own = ("beside", text("pod"), text("uid"));
+        let _sidecar = shared.stack.sidecar(&node, 155, own)?;
+        shared.stack.ready(155, 9402).await?;
+        let address = format!("{}:9402", shared.stack.address(155));
+        let ask = |path: String| {
+            let address = address.clone();
+            async move {
+                let (status, body) = harness::stack::get(&address, &path, "*/*").await?;
+                ensure!(status == 200, "{path}: {status} {body}");
+                anyhow::Ok(body)
+            }
+        };
+        // The counters of both count from the first window on.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let whole = |value: &Value| value["microjoules"].as_u64().unwrap_or(0);
+        let (own_before, node_before) = (ask("/v1/energy".into()).await?, line().await?);
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        let before: Value = serde_json::from_str(&own_before)?;
+        let since = format!("/v1/energy?since={}", whole(&before));
+        let (own_after, node_after) = (ask(since).await?, line().await?);
+        let after: Value = serde_json::from_str(&own_after)?;
+        let own = after["joulesSince"].as_f64().unwrap_or(0.0);
+        let by = |line: &Option<Value>| line.as_ref().map_or(0, whole) as f64 / 1e6;
+        let nodes = by(&node_after) - by(&node_before);
+        println!("in 8 s {own:.1} J by the sidecar, {nodes:.1} J by the node's exporter");
+        // The sidecar looks when it is asked, the other once a second: a second at 350 W.
+        ensure!(
+            own > 1500.0 && (own - nodes).abs() < 350.0,
+            "{own} J, {nodes} J"
+        );
+        let joules: f64 = ask("/v1/energy/joules".into()).await?.trim().parse()?;
+        ensure!(
+            joules >= whole(&after) as f64 / 1e6,
+            "{joules} J after {after}"
+        );
+        let (status, why) = harness::stack::get(&address, "/v1/energy?since=x", "*/*").await?;
+        ensure!(status == 400 && why.contains("earlier answer"), "{why}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_example_of_a_sidecar_is_accepted_by_the_api_server() {
+    on_plane(|shared| async move {
+        let text = std::fs::read_to_string(harness::root().join("manifests/sidecar.yaml"))?;
+        let classes = "{apiVersion: node.k8s.io/v1, kind: RuntimeClass, metadata: {name: nvidia}, handler: nvidia}";
+        shared.stack.plane.apply(classes)?;
+        let args = ["create", "--dry-run=server", "-n", "default", "-f", "-"];
+        let said = shared.stack.plane.kubectl("author", &args, Some(&text))?;
+        ensure!(said.ok, "{said:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn two_jobs_on_one_time_sliced_gpu_are_each_charged_their_share() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;

@@ -256,6 +256,39 @@ impl Stack {
         )
     }
 
+    /// The sidecar of manifests/sidecar.yaml, in a pod (namespace, name, UID) on a node.
+    pub fn sidecar(
+        &self,
+        node: &SimulatedNode,
+        host: u8,
+        pod: (&str, &str, &str),
+    ) -> anyhow::Result<Process> {
+        let text = std::fs::read_to_string(crate::root().join("manifests/sidecar.yaml"))?;
+        let job: Value = serde_yaml::from_str(&text)?;
+        let container = &job["spec"]["template"]["spec"]["initContainers"][0];
+        let args: Vec<String> = serde_json::from_value(container["args"].clone())?;
+        let mut command = Command::new(built("jouleward")?);
+        // Every pod has a loopback of its own; here they share one machine's.
+        command.args(args.iter().filter(|arg| !arg.starts_with("--listen")));
+        command.arg(format!("--listen={}:9402", self.address(host)));
+        command.arg(format!(
+            "--nvml-library={}",
+            built("libnvml_sim.so")?.display()
+        ));
+        for name in ["pod-logs", "proc-root", "kubelet-socket"] {
+            // It has none of them.
+            command.arg(format!("--{name}={}", node.state.join("none").display()));
+        }
+        command
+            .env_remove("KUBECONFIG")
+            .env("NODE_NAME", &node.name)
+            .env("POD_NAMESPACE", pod.0)
+            .env("POD_NAME", pod.1)
+            .env("POD_UID", pod.2)
+            .env("NVML_SIM_SCENARIO", node.state.join("scenario.json"));
+        Process::start(&format!("sidecar-{}", pod.1), &self.logs(), &mut command)
+    }
+
     /// What simulated pods truly burned, by UID: joules.
     pub fn truth(&self) -> BTreeMap<String, f64> {
         let nodes = self.nodes.iter();
