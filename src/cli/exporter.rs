@@ -21,12 +21,17 @@ enum Mode {
 /// The pod that a sidecar is in, from the downward API.
 #[derive(Debug, Args)]
 struct Own {
-    #[arg(long, env = "POD_NAMESPACE", hide = true, default_value = "default")]
-    pod_namespace: String,
-    #[arg(long, env = "POD_NAME", hide = true)]
-    pod_name: Option<String>,
-    #[arg(long, env = "POD_UID", hide = true)]
-    pod_uid: Option<String>,
+    #[arg(
+        long = "pod-namespace",
+        env = "POD_NAMESPACE",
+        hide = true,
+        default_value = "default"
+    )]
+    namespace: String,
+    #[arg(long = "pod-name", env = "POD_NAME", hide = true)]
+    name: Option<String>,
+    #[arg(long = "pod-uid", env = "POD_UID", hide = true)]
+    uid: Option<String>,
 }
 
 impl Own {
@@ -34,7 +39,7 @@ impl Own {
         if mode == Mode::Node {
             return Ok(None);
         }
-        let (Some(pod), Some(uid)) = (self.pod_name, self.pod_uid) else {
+        let (Some(pod), Some(uid)) = (self.name, self.uid) else {
             return Err(WrongInput(
                 "--mode sidecar needs POD_NAMESPACE, POD_NAME and POD_UID from the downward API; \
                  manifests/sidecar.yaml shows how"
@@ -43,7 +48,7 @@ impl Own {
         };
         Ok(Some(Holder {
             uid,
-            namespace: self.pod_namespace,
+            namespace: self.namespace,
             pod,
             container: "pod".to_owned(),
         }))

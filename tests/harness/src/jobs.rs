@@ -2,7 +2,7 @@
 
 use crate::eventually;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
 use kube::{Client, ResourceExt};
@@ -309,7 +309,7 @@ pub async fn reservation_of(
 
 /// Waits until a workload's reservation is settled.
 pub async fn settled(client: &Client, namespace: &str, uid: &str) -> anyhow::Result<DynamicObject> {
-    eventually(
+    let settled = eventually(
         &format!("the reservation of {uid} is settled"),
         Duration::from_mins(1),
         || async {
@@ -317,7 +317,24 @@ pub async fn settled(client: &Client, namespace: &str, uid: &str) -> anyhow::Res
             Ok(reservation.filter(|r| r.data["status"]["settled"] == true))
         },
     )
-    .await
+    .await;
+    match settled {
+        Ok(record) => Ok(record),
+        Err(error) => {
+            let record = reservation_of(client, namespace, uid).await?;
+            let record = record.map(|r| r.data["status"].clone());
+            let everything = ListParams::default();
+            let jobs = jobs(client, namespace).list(&everything).await?;
+            let jobs: Vec<_> = jobs.items.into_iter().map(|job| job.status).collect();
+            let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+            let pods = pods.list(&everything).await?.items;
+            let pods: Vec<_> = pods
+                .iter()
+                .map(|pod| (pod.name_any(), &pod.status))
+                .collect();
+            Err(error.context(format!("record {record:?}; jobs {jobs:?}; pods {pods:?}")))
+        }
+    }
 }
 
 pub async fn wait_for_crds(client: &Client) -> anyhow::Result<()> {

@@ -20,7 +20,12 @@ struct Kubelet {
     args: Args,
     gpus: Gpus,
     pods: HashMap<String, Pod>,
+    /// Phases that the API server did not take yet: told again, as a kubelet does.
+    owed: HashMap<String, String>,
 }
+
+/// A call that takes longer is made again.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs until the process ends.
 pub(crate) async fn run(client: kube::Client, args: Args, gpus: Gpus) -> anyhow::Result<()> {
@@ -32,6 +37,7 @@ pub(crate) async fn run(client: kube::Client, args: Args, gpus: Gpus) -> anyhow:
         args,
         gpus,
         pods: HashMap::new(),
+        owed: HashMap::new(),
     };
     let mut clock = tokio::time::interval(Duration::from_millis(20));
     loop {
@@ -52,6 +58,14 @@ impl Kubelet {
         match event {
             Event::Apply(pod) | Event::InitApply(pod) => {
                 let uid = pod.uid().unwrap_or_default();
+                // News of before our own last word is no news.
+                if self
+                    .pods
+                    .get(&uid)
+                    .is_some_and(|known| is_older(&pod, known))
+                {
+                    return;
+                }
                 self.pods.insert(uid.clone(), pod);
                 self.act(&uid).await;
             }
@@ -72,6 +86,9 @@ impl Kubelet {
                 let _ = state.stop(&uid);
             }
             self.report(&uid, "Succeeded").await;
+        }
+        for (uid, phase) in std::mem::take(&mut self.owed) {
+            self.report(&uid, &phase).await;
         }
         let waiting: Vec<String> = self
             .pods
@@ -161,11 +178,15 @@ impl Kubelet {
         let api: Api<Pod> =
             Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let patch = Patch::Merge(json!({ "status": status }));
-        if let Ok(patched) = api
-            .patch_status(&pod.name_any(), &PatchParams::default(), &patch)
-            .await
-        {
-            *pod = patched;
+        let (name, params) = (pod.name_any(), PatchParams::default());
+        let call = api.patch_status(&name, &params, &patch);
+        match tokio::time::timeout(PATIENCE, call).await {
+            Ok(Ok(patched)) => *pod = patched,
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
+            failed => {
+                eprintln!("{uid} is {phase}: told again, since {failed:?}");
+                self.owed.insert(uid.to_owned(), phase.to_owned());
+            }
         }
     }
 
@@ -177,6 +198,12 @@ impl Kubelet {
             state.forget(&uid, &pod.namespace().unwrap_or_default(), &pod.name_any());
         }
     }
+}
+
+/// True where one version of an object came before another.
+fn is_older(pod: &Pod, known: &Pod) -> bool {
+    let version = |pod: &Pod| pod.resource_version()?.parse::<u64>().ok();
+    version(pod) < version(known)
 }
 
 /// Name of the job, or of the pod itself.
