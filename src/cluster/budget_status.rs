@@ -22,7 +22,9 @@ pub(super) fn status_of(
     status.held_jobs = held;
     status.lease_epoch = context.epoch();
     if status.measured_since.is_empty() {
-        status.measured_since = now.to_string();
+        // To the second, as the API server stamps objects: what is created in this very second
+        // is charged.
+        status.measured_since = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     }
     let condition = |kind: &str, yes: bool, reason: &str, message: String| {
         context.condition(kind, yes, reason, message, budget.metadata.generation)

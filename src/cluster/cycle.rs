@@ -119,13 +119,14 @@ async fn decide(
         .map(|r| r.spec.workload.uid.as_str())
         .collect();
     let enforce = strictest(terms) == Some(Mode::Enforce);
-    // What ended while nobody led has burned all the same, if it began under a budget.
+    // What ended while nobody led has burned all the same, if it was under a budget then.
     let since: Option<Timestamp> = live
         .iter()
         .filter_map(|b| b.status.as_ref()?.measured_since.parse().ok())
         .min();
     let open = |work: &&Work| {
-        let counts = work.progress == Progress::Open || since.is_some_and(|at| work.created >= at);
+        let last = work.ended.unwrap_or(work.created);
+        let counts = work.progress == Progress::Open || since.is_some_and(|at| last >= at);
         counts && !reserved.contains(work.uid.as_str())
     };
     let mut question = Question::default();

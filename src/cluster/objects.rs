@@ -144,11 +144,12 @@ pub struct Status {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct StatusCondition {
     #[serde(rename = "type")]
     pub kind: String,
     pub status: String,
+    pub last_transition_time: Option<Timestamp>,
 }
 
 /// How far a piece of work has come.
@@ -194,6 +195,8 @@ pub struct Work {
     /// The refusal, as it was stamped.
     pub refused: Option<String>,
     pub progress: Progress,
+    /// When it ended, if it has.
+    pub ended: Option<Timestamp>,
     /// The node a pod is bound to; one that is created with it cannot be gated.
     pub node: Option<String>,
     pub owner: Owner,
@@ -247,6 +250,7 @@ impl Work {
             granted: meta.annotations.contains_key(GRANTED),
             refused: meta.annotations.get(REFUSED).cloned(),
             progress: object.progress(kind),
+            ended: object.ended(kind),
             node: object.spec.pod.node_name.clone(),
             owner: meta.owner(),
         })
@@ -270,6 +274,7 @@ impl Work {
             granted: false,
             refused: None,
             progress: Progress::Failed,
+            ended: Some(ended),
             node: None,
             owner: Owner::Nobody,
         }
@@ -309,6 +314,15 @@ impl Spec {
 }
 
 impl Lite {
+    /// The last change of a condition of what has ended.
+    fn ended(&self, kind: Kind) -> Option<Timestamp> {
+        if self.progress(kind) == Progress::Open {
+            return None;
+        }
+        let conditions = self.status.conditions.iter();
+        conditions.filter_map(|c| c.last_transition_time).max()
+    }
+
     fn progress(&self, kind: Kind) -> Progress {
         let is = |name: &str| {
             self.status

@@ -419,6 +419,46 @@ async fn resumes(client: &kube::Client, namespace: &str, uid: &str) -> anyhow::R
     Ok(events.iter().map(|event| event.count.unwrap_or(1)).sum())
 }
 
+#[test]
+fn while_the_api_server_is_away_it_is_said_and_afterwards_nothing_is_missing() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(shared, "api-away").await?;
+        let job = jobs::create_job(client, "api-away", &Generate::BIG.job("pictures")).await?;
+        let uid = job.uid().unwrap_or_default();
+        eventually("it burns", Duration::from_secs(30), || async {
+            let record = jobs::reservation_of(client, "api-away", &uid).await?;
+            let burned = record.and_then(|r| r.data["status"]["measuredMillijoules"].as_i64());
+            Ok((burned > Some(0)).then_some(()))
+        })
+        .await?;
+        let server = shared.stack.plane.process("kube-apiserver")?;
+        server.signal("STOP");
+        let controller = format!("{}:9403", shared.stack.address(10));
+        let said = eventually("it is counted", Duration::from_secs(30), || async {
+            let (_, text) = harness::stack::get(&controller, "/metrics", "text/plain").await?;
+            let counted = text.contains("jouleward_api_errors_total{code=\"timeout\"}");
+            Ok(counted.then_some(()))
+        })
+        .await;
+        let alive = harness::stack::get(&controller, "/healthz", "text/plain").await;
+        // Whatever was seen, the server goes on.
+        server.signal("CONT");
+        said?;
+        ensure!(alive?.0 == 200, "the controller lives on");
+        let record = jobs::settled(client, "api-away", &uid).await?;
+        let status = &record.data["status"];
+        let pod = status["pods"][0]["uid"].as_str().unwrap_or_default();
+        let line = shared.stack.line_of(pod).await?.context("its line")?;
+        let all = (line["microjoules"].as_f64().unwrap_or(0.0) / 1000.0).ceil();
+        ensure!(
+            status["measuredMillijoules"].as_f64() == Some(all) && status["estimated"] == false,
+            "{status} of {all} mJ"
+        );
+        Ok(())
+    });
+}
+
 /// Where the leader is killed: before and after each of its writes.
 const POINTS: &[&str] = &[
     "before-commit",

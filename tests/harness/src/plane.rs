@@ -374,6 +374,14 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: viewers}]
         self.keep = true;
     }
 
+    /// One of them, by component.
+    pub fn process(&self, name: &str) -> anyhow::Result<&Process> {
+        let mut processes = self.processes.iter();
+        processes
+            .find(|process| process.name == name)
+            .with_context(|| format!("no process {name}"))
+    }
+
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         self.processes.iter()
     }
