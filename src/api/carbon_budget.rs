@@ -5,8 +5,8 @@ use crate::budget::{
     AtDeadline, Granting, Mode, OnExceed, OnUnknown, Period, Policy, WhenUnavailable,
 };
 use crate::carbon::Milligrams;
-use jiff::SignedDuration;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -205,6 +205,13 @@ pub struct GrantInFlight {
     /// Names of the budgets that must all carry this grant before it stands.
     #[serde(default)]
     pub budgets: Vec<String>,
+}
+
+impl CarbonBudget {
+    /// From when on this namespace's energy was measured; `None` before the first look.
+    pub fn measured_since(&self) -> Option<Timestamp> {
+        self.status.as_ref()?.measured_since.parse().ok()
+    }
 }
 
 impl From<&GrantInFlight> for Granting {

@@ -120,10 +120,7 @@ async fn decide(
         .collect();
     let enforce = strictest(terms) == Some(Mode::Enforce);
     // What ended while nobody led has burned all the same, if it was under a budget then.
-    let since: Option<Timestamp> = live
-        .iter()
-        .filter_map(|b| b.status.as_ref()?.measured_since.parse().ok())
-        .min();
+    let since: Option<Timestamp> = live.iter().filter_map(|b| b.measured_since()).min();
     let open = |work: &&Work| {
         let last = work.ended.unwrap_or(work.created);
         let counts = work.progress == Progress::Open || since.is_some_and(|at| last >= at);

@@ -6,6 +6,7 @@ use crate::clock;
 use crate::contract::EXPORTER_PORT;
 use crate::node::LedgerPage;
 use crate::serve::fetch::{self, FetchError};
+use jiff::{SignedDuration, Timestamp};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,20 @@ impl Pages {
         self.pages
             .iter()
             .map(|(node, (page, at))| (node.as_str(), page, *at))
+    }
+
+    /// The moment that lay so many milliseconds before a page was read at `at`; `now` and
+    /// `micros` are the same moment on both clocks.
+    pub(super) fn moment(
+        at: u64,
+        milliseconds: u64,
+        now: Timestamp,
+        micros: u64,
+    ) -> Option<Timestamp> {
+        let page = i64::try_from(micros.saturating_sub(at)).ok()?;
+        let before = i64::try_from(milliseconds).ok()?;
+        let ago = SignedDuration::from_micros(page) + SignedDuration::from_millis(before);
+        now.checked_sub(ago).ok()
     }
 
     pub(super) fn of(&self, node: &str) -> Option<(&Arc<LedgerPage>, u64)> {

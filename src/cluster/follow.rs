@@ -142,12 +142,8 @@ impl<'a> Round<'a> {
         all && !page.gpus.is_empty()
     }
 
-    /// The moment that lay so many milliseconds before a page was read.
     fn ago(&self, at: u64, milliseconds: u64) -> Option<Timestamp> {
-        let page = i64::try_from(self.micros.saturating_sub(at)).ok()?;
-        let before = i64::try_from(milliseconds).ok()?;
-        let ago = SignedDuration::from_micros(page) + SignedDuration::from_millis(before);
-        self.now.checked_sub(ago).ok()
+        Pages::moment(at, milliseconds, self.now, self.micros)
     }
 
     /// Pods that held a GPU before anything was measured here.
@@ -183,10 +179,7 @@ pub(super) async fn track(
         .map(|r| r.spec.workload.uid.clone())
         .collect();
     let days = days(budgets, round.now);
-    let measured = budgets
-        .iter()
-        .filter_map(|b| b.status.as_ref()?.measured_since.parse().ok())
-        .min();
+    let measured = budgets.iter().filter_map(|b| b.measured_since()).min();
     for reservation in reservations.iter().filter(|r| !r.is_settled()) {
         let uid = &reservation.spec.workload.uid;
         let work = works.iter().find(|work| work.uid == *uid);

@@ -13,8 +13,8 @@ pub(super) struct Memory {
     ended: HashMap<String, u64>,
     /// µs, monotonic: when a reservation's status was last written.
     pub(super) written: HashMap<String, u64>,
-    /// Workloads that were told why they wait.
-    pub(super) told: HashSet<String>,
+    /// What workloads were told, by reason.
+    told: HashSet<(String, &'static str)>,
     /// µs, monotonic: since when a pod is nobody's.
     nobodys: HashMap<String, u64>,
 }
@@ -72,6 +72,11 @@ impl Memory {
         self.ended.remove(uid);
     }
 
+    /// True where the workload was not told this yet.
+    pub(super) fn tell(&mut self, uid: &str, reason: &'static str) -> bool {
+        self.told.insert((uid.to_owned(), reason))
+    }
+
     /// True once a pod has been nobody's for long enough.
     pub(super) fn is_nobodys(&mut self, pod: &str, now: u64) -> bool {
         let since = *self.nobodys.entry(pod.to_owned()).or_insert(now);
@@ -90,6 +95,6 @@ impl Memory {
         self.nobodys.retain(|pod, _| pods.contains(pod.as_str()));
         self.ended.retain(|uid, _| open.contains(uid.as_str()));
         self.written.retain(|uid, _| open.contains(uid.as_str()));
-        self.told.retain(|uid| works.contains(uid.as_str()));
+        self.told.retain(|(uid, _)| works.contains(uid.as_str()));
     }
 }

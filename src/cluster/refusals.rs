@@ -60,7 +60,7 @@ pub(super) async fn tell_waiting(
     work: &Work,
     verdict: &Verdict,
 ) {
-    if memory.told.insert(work.uid.clone()) {
+    if memory.tell(&work.uid, verdict.reason.as_str()) {
         let message = words(context, work, verdict);
         event(
             context,
@@ -73,9 +73,11 @@ pub(super) async fn tell_waiting(
     }
 }
 
+const MORE_PODS: &str = "MorePodsThanReserved";
+
 /// Says once that a job asks for more pods than its reservation is for.
 pub(super) async fn tell_of_pods(context: &Context, memory: &mut Memory, work: &Work) {
-    if memory.told.insert(work.uid.clone()) {
+    if memory.tell(&work.uid, MORE_PODS) {
         let message = "the job's reservation is for fewer pods than it asks for now: lower \
                        parallelism or completions, or create another job for the rest";
         event(

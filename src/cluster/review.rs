@@ -120,6 +120,14 @@ struct Response {
     warnings: Vec<String>,
 }
 
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answered {
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response,
+}
+
 /// Which of the two webhooks is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -141,7 +149,11 @@ pub fn answer(
 ) -> Result<(Vec<u8>, Outcome), serde_json::Error> {
     let Review { request } = serde_json::from_slice(body)?;
     let (response, outcome) = decide_request(step, &request, snapshot, now);
-    let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response });
+    let review = Answered {
+        api_version: "admission.k8s.io/v1",
+        kind: "AdmissionReview",
+        response,
+    };
     Ok((serde_json::to_vec(&review)?, outcome))
 }
 

@@ -37,6 +37,8 @@ async fn namespaces(context: &Context) -> Result<(), Failure> {
         }
     }
     let api: Api<Namespace> = Api::all(context.client.clone());
+    // Asked once a cycle, and only where a label is missing.
+    let mut selected: Option<bool> = None;
     for (name, labels) in labels(context) {
         let mode = wanted
             .get(&name)
@@ -45,8 +47,14 @@ async fn namespaces(context: &Context) -> Result<(), Failure> {
         if labels.get(MODE_LABEL) != mode.as_ref() {
             // Where nothing selects on it, as while Jouleward is being removed, it would
             // only be left behind.
-            if mode.is_some() && !installed(context).await? {
-                continue;
+            if mode.is_some() {
+                let there = match selected {
+                    Some(there) => there,
+                    None => *selected.insert(installed(context).await?),
+                };
+                if !there {
+                    continue;
+                }
             }
             context.check_leading()?;
             let patch = json!({ "metadata": { "labels": { MODE_LABEL: mode } } });

@@ -6,8 +6,7 @@ use super::energy::Pages;
 use super::memory::Memory;
 use super::objects::{Owner, Progress, Work};
 use crate::api::CarbonReservation;
-use crate::node::PodEnergy;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use kube::ResourceExt;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -143,7 +142,9 @@ fn gone(
             if !pod.is_final || pod.microjoules == 0 || paid || waits {
                 continue;
             }
-            let Some(ended) = ended(pod, at, micros, now) else {
+            let ago = pod.ended_milliseconds_ago;
+            let ended = ago.and_then(|ago| Pages::moment(at, ago, now, micros));
+            let Some(ended) = ended else {
                 continue;
             };
             let budgeted = measured.get(&pod.namespace).is_some_and(|at| ended >= *at);
@@ -155,22 +156,11 @@ fn gone(
     found
 }
 
-/// When a pod ended, by the page's own clock.
-fn ended(pod: &PodEnergy, at: u64, micros: u64, now: Timestamp) -> Option<Timestamp> {
-    let page = SignedDuration::from_micros(i64::try_from(micros.saturating_sub(at)).ok()?);
-    let ago = SignedDuration::from_millis(i64::try_from(pod.ended_milliseconds_ago?).ok()?);
-    now.checked_sub(page + ago).ok()
-}
-
 /// From when on each namespace is measured.
 fn measured_since(context: &Context) -> HashMap<String, Timestamp> {
     let mut since: HashMap<String, Timestamp> = HashMap::new();
     for budget in context.caches.world.budgets.all() {
-        let at = budget
-            .status
-            .as_ref()
-            .and_then(|status| status.measured_since.parse().ok());
-        if let (Some(at), Some(namespace)) = (at, budget.namespace()) {
+        if let (Some(at), Some(namespace)) = (budget.measured_since(), budget.namespace()) {
             let first = since.entry(namespace).or_insert(at);
             *first = at.min(*first);
         }

@@ -105,6 +105,15 @@ pub enum Owner {
     Host,
 }
 
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(uid) => f.write_str(uid),
+            Self::Host => f.write_str("host"),
+        }
+    }
+}
+
 /// A window's parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {

@@ -107,9 +107,11 @@ pub async fn once(settings: Settings, dump: bool) -> Result<String, ExporterErro
         let asked = clock::monotonic_micros();
         let (listed, _) = take(source.list(&shared).await, number, asked, &shared);
         shared.listed.store(Arc::new(listed));
+        if number > 1 {
+            tokio::time::sleep(interval).await;
+        }
         // Two short looks before the program ends: nothing else waits for this thread.
         sampler = tokio::task::block_in_place(|| sampler.look_once());
-        tokio::time::sleep(interval).await;
     }
     if dump {
         return Ok(serde_json::to_string_pretty(&sampler.found_out()).unwrap_or_default() + "\n");

@@ -16,7 +16,7 @@ pub(super) struct Health {
     nvml: Result<(), OpenError>,
     nvml_errors: BTreeMap<CallError, u64>,
     kubelet_errors: BTreeMap<String, u64>,
-    kubelet_healthy: bool,
+    kubelet: Kubelet,
     pub(super) dropped: u64,
     ticks: Histogram,
     last_tick: Timestamp,
@@ -26,13 +26,22 @@ pub(super) struct Health {
     pub(super) checkpoint_fails: bool,
 }
 
+/// Who says which pod holds which GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kubelet {
+    Silent,
+    Answers,
+    /// In a sidecar, whose pod holds what it uses.
+    NotAsked,
+}
+
 impl Default for Health {
     fn default() -> Self {
         Self {
             nvml: Err(OpenError::Library("not tried yet".to_owned())),
             nvml_errors: BTreeMap::new(),
             kubelet_errors: BTreeMap::new(),
-            kubelet_healthy: false,
+            kubelet: Kubelet::Silent,
             dropped: 0,
             ticks: Histogram::new(LATENCY),
             last_tick: Timestamp::UNIX_EPOCH,
@@ -44,6 +53,14 @@ impl Default for Health {
 }
 
 impl Health {
+    /// Of a sidecar, which asks no kubelet.
+    pub(super) fn of_own() -> Self {
+        Self {
+            kubelet: Kubelet::NotAsked,
+            ..Self::default()
+        }
+    }
+
     /// Logs once per change of state.
     pub(super) fn nvml(&mut self, state: Result<(), OpenError>) {
         if state != self.nvml {
@@ -68,10 +85,15 @@ impl Health {
     }
 
     pub(super) fn kubelet(&mut self, errors: &BTreeMap<String, u64>, healthy: bool) {
-        if healthy != self.kubelet_healthy {
+        let state = match self.kubelet {
+            Kubelet::NotAsked => Kubelet::NotAsked,
+            _ if healthy => Kubelet::Answers,
+            _ => Kubelet::Silent,
+        };
+        if state != self.kubelet {
             tracing::info!(healthy, "the kubelet's pod-resources socket");
         }
-        self.kubelet_healthy = healthy;
+        self.kubelet = state;
         if *errors != self.kubelet_errors {
             self.kubelet_errors.clone_from(errors);
         }
@@ -85,7 +107,7 @@ impl Health {
     /// Ready where nothing is wrong: no driver at all is a node without GPUs.
     pub(super) fn is_ready(&self) -> bool {
         match &self.nvml {
-            Ok(()) => self.kubelet_healthy,
+            Ok(()) => self.kubelet != Kubelet::Silent,
             Err(OpenError::Library(_)) => self.last_tick > Timestamp::UNIX_EPOCH,
             Err(_) => false,
         }
@@ -97,10 +119,10 @@ impl Health {
             .nvml
             .as_ref()
             .map_or_else(ToString::to_string, |()| "ok".to_owned());
-        let kubelet = if self.kubelet_healthy {
-            "ok"
-        } else {
-            "does not answer"
+        let kubelet = match self.kubelet {
+            Kubelet::NotAsked => "not asked, this pod holds what it uses",
+            Kubelet::Answers => "ok",
+            Kubelet::Silent => "does not answer",
         };
         let mut text = format!("nvml: {nvml}\nkubelet pod-resources: {kubelet}\n");
         for (error, count) in &self.nvml_errors {

@@ -1,6 +1,6 @@
 //! How the last windows were split, so that a person can follow every joule of them.
 
-use super::attribution::{Owner, Split, Unattributed, Window};
+use super::attribution::{Split, Unattributed, Window};
 use crate::law::Microjoules;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -68,9 +68,9 @@ impl Replay {
             activity: window
                 .activity
                 .iter()
-                .map(|(owner, weight)| (name(owner), *weight))
+                .map(|(owner, weight)| (owner.to_string(), *weight))
                 .collect(),
-            contexts: window.contexts.iter().map(name).collect(),
+            contexts: window.contexts.iter().map(ToString::to_string).collect(),
             parts: pods.chain(nobodys).collect(),
         }
     }
@@ -110,12 +110,5 @@ impl Replay {
         };
         self.holders.keys().any(|name| of_pod(name))
             || self.parts.iter().any(|part| of_pod(&part.to))
-    }
-}
-
-fn name(owner: &Owner) -> String {
-    match owner {
-        Owner::Pod(uid) => uid.clone(),
-        Owner::Host => "host".to_owned(),
     }
 }

@@ -135,7 +135,6 @@ impl Sampler {
         let names = PodNames::new(settings.pod_logs.clone());
         let processes = Processes::new(settings.proc_root.clone());
         Self {
-            settings,
             shared,
             reader: None,
             meter: Meter::default(),
@@ -145,7 +144,12 @@ impl Sampler {
             pods: HashSet::new(),
             pids: HashMap::new(),
             since: BTreeMap::new(),
-            health: Health::default(),
+            health: if settings.own.is_some() {
+                Health::of_own()
+            } else {
+                Health::default()
+            },
+            settings,
             listed: 0,
             epoch: clock::now().to_string(),
             ready_since: None,
@@ -252,10 +256,6 @@ impl Sampler {
             let named = holders.iter().map(|(h, weight)| (h.to_string(), *weight));
             named.collect()
         };
-        let owner = |owner: &Owner| match owner {
-            Owner::Pod(uid) => uid.clone(),
-            Owner::Host => "host".to_owned(),
-        };
         FoundOut {
             health: self.health.report(),
             gpus: self.reader.iter().flat_map(Reader::gpus).cloned().collect(),
@@ -268,7 +268,7 @@ impl Sampler {
             processes: self
                 .pids
                 .iter()
-                .map(|(pid, of)| (*pid, owner(of)))
+                .map(|(pid, owner)| (*pid, owner.to_string()))
                 .collect(),
         }
     }

@@ -298,7 +298,7 @@ fn a_dump_tells_what_the_exporter_found_out_of_its_node() {
 }
 
 #[test]
-fn a_gpu_without_a_counter_is_metered_by_its_power_and_says_so() {
+fn a_gpu_without_a_counter_says_that_its_energy_is_power_added_up() {
     let old = Gpu {
         no_energy: true,
         ..gpu(0)
