@@ -4,6 +4,7 @@ use crate::carbon::{Footprint, Intensity, Milligrams, Pue};
 use crate::law::{
     Catalogue, Features, FlopCount, Form, GPU_EXAMPLES, Gpu, Law, Prediction, Workload, count,
 };
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// What a job asks for.
@@ -79,54 +80,67 @@ impl Oracle {
         let flops = count(model, &request.workload);
         let features = Features::of_job(&request.workload, &flops, request.pods, request.gpus);
         let sites = self.eligible(request)?;
-        let several = sites.len() > 1;
-        sites
-            .into_iter()
-            .map(|site| self.at(request, &site, flops, &features, p, several))
-            .max_by_key(|estimate| estimate.footprint.charged)
-            .ok_or(EstimateError::NoGpu)
-            .and_then(|estimate| {
-                // More than can be counted is an estimate all the same: no budget has room.
-                if estimate.footprint.charged > Milligrams(0) {
-                    Ok(estimate)
-                } else {
-                    Err(EstimateError::NotPositive)
-                }
+        let dearest = sites
+            .iter()
+            .map(|site| {
+                let law = self.law(&site.gpu);
+                let prediction = law.predict(&features);
+                let footprint = Footprint::of(&prediction, p, &site.intensity, &site.pue);
+                (site, law.form, law.observations, prediction, footprint)
             })
+            .max_by_key(|(.., footprint)| footprint.charged);
+        let Some((site, form, observations, prediction, footprint)) = dearest else {
+            return Err(EstimateError::NoGpu);
+        };
+        // More than can be counted is an estimate all the same: no budget has room.
+        if footprint.charged <= Milligrams(0) {
+            return Err(EstimateError::NotPositive);
+        }
+        Ok(Estimate {
+            workload: request.workload.clone(),
+            flops,
+            features,
+            gpu: site.gpu.clone(),
+            form,
+            observations,
+            footprint,
+            prediction,
+            intensity: site.intensity.clone(),
+            pue: site.pue.clone(),
+            dearest: sites.len() > 1,
+        })
     }
 
     /// The law for a product: its own, or the prior where none was fitted yet.
-    pub fn law(&self, gpu: &Gpu) -> Law {
-        self.laws
-            .get(gpu)
-            .cloned()
-            .unwrap_or_else(|| Law::prior(Form::default(), gpu))
+    fn law(&self, gpu: &Gpu) -> Cow<'_, Law> {
+        match self.laws.get(gpu) {
+            Some(law) => Cow::Borrowed(law),
+            None => Cow::Owned(Law::prior(Form::default(), gpu)),
+        }
     }
 
     /// Where the request may run. A product that no node has is priced by its law or prior,
     /// if it is one: of a typing error nothing can be predicted.
-    fn eligible(&self, request: &Request) -> Result<Vec<Site>, EstimateError> {
+    fn eligible(&self, request: &Request) -> Result<Vec<Cow<'_, Site>>, EstimateError> {
         let asked = |gpu: &Gpu| request.eligible.is_empty() || request.eligible.contains(gpu);
-        let known: Vec<Site> = self
-            .sites
-            .iter()
-            .filter(|site| asked(&site.gpu))
-            .cloned()
-            .collect();
+        let here = self.sites.iter().filter(|site| asked(&site.gpu));
+        let known: Vec<Cow<'_, Site>> = here.map(Cow::Borrowed).collect();
         if !known.is_empty() {
             return Ok(known);
         }
-        let (intensity, pue) = self.fallback.clone();
-        let named: Vec<Site> = request
+        let elsewhere = |gpu: &Gpu| {
+            let (intensity, pue) = self.fallback.clone();
+            Cow::Owned(Site {
+                gpu: gpu.clone(),
+                intensity,
+                pue,
+            })
+        };
+        let products = request
             .eligible
             .iter()
-            .filter(|gpu| gpu.is_product() || self.laws.contains_key(gpu))
-            .map(|gpu| Site {
-                gpu: gpu.clone(),
-                intensity: intensity.clone(),
-                pue: pue.clone(),
-            })
-            .collect();
+            .filter(|gpu| gpu.is_product() || self.laws.contains_key(gpu));
+        let named: Vec<Cow<'_, Site>> = products.map(elsewhere).collect();
         match request.eligible.first() {
             Some(gpu) if named.is_empty() => Err(EstimateError::UnknownGpu {
                 asked: gpu.to_string(),
@@ -145,38 +159,6 @@ impl Oracle {
             format!("for example {GPU_EXAMPLES}")
         } else {
             format!("here are: {}", here.join(", "))
-        }
-    }
-
-    fn at(
-        &self,
-        request: &Request,
-        site: &Site,
-        flops: FlopCount,
-        features: &Features,
-        p: f64,
-        dearest: bool,
-    ) -> Estimate {
-        let prior;
-        let law = if let Some(law) = self.laws.get(&site.gpu) {
-            law
-        } else {
-            prior = Law::prior(Form::default(), &site.gpu);
-            &prior
-        };
-        let prediction = law.predict(features);
-        Estimate {
-            workload: request.workload.clone(),
-            flops,
-            features: features.clone(),
-            gpu: site.gpu.clone(),
-            form: law.form,
-            observations: law.observations,
-            footprint: Footprint::of(&prediction, p, &site.intensity, &site.pue),
-            prediction,
-            intensity: site.intensity.clone(),
-            pue: site.pue.clone(),
-            dearest,
         }
     }
 }

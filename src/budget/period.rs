@@ -29,36 +29,43 @@ impl Period {
     /// The period at `now`; across a clock change it is 23 or 25 hours a day, as the
     /// calendar says.
     pub fn at(&self, now: Timestamp) -> Span {
-        let today = now.to_zoned(self.zone().clone()).date();
-        let (id, first, next) = match self {
-            Self::Day(_) => (today.to_string(), today, shift(today, 1)),
+        let today = self.day(now);
+        let (first, next) = self.days(today);
+        let id = match self {
+            Self::Day(_) => today.to_string(),
             Self::Week(_) => {
-                let since = i64::from(today.weekday().since(Weekday::Monday));
                 let iso = today.iso_week_date();
-                let monday = shift(today, -since);
-                (
-                    format!("{}-W{:02}", iso.year(), iso.week()),
-                    monday,
-                    shift(monday, 7),
-                )
+                format!("{}-W{:02}", iso.year(), iso.week())
             }
-            Self::Month(_) => {
-                let next = today.last_of_month();
-                (
-                    today.strftime("%Y-%m").to_string(),
-                    today.first_of_month(),
-                    shift(next, 1),
-                )
-            }
-            Self::Rolling(_, days) => {
-                let first = shift(today, 1 - i64::from(*days));
-                (format!("{days}d-to-{today}"), first, shift(today, 1))
-            }
+            Self::Month(_) => today.strftime("%Y-%m").to_string(),
+            Self::Rolling(_, days) => format!("{days}d-to-{today}"),
         };
         Span {
             id,
             start: self.midnight(first),
             end: self.midnight(next),
+        }
+    }
+
+    /// When the period at `now` ends.
+    pub fn end(&self, now: Timestamp) -> Timestamp {
+        self.midnight(self.days(self.day(now)).1)
+    }
+
+    /// The first day of the period that a day is in, and of the next.
+    fn days(&self, today: Date) -> (Date, Date) {
+        match self {
+            Self::Day(_) => (today, shift(today, 1)),
+            Self::Week(_) => {
+                let since = i64::from(today.weekday().since(Weekday::Monday));
+                let monday = shift(today, -since);
+                (monday, shift(monday, 7))
+            }
+            Self::Month(_) => (today.first_of_month(), shift(today.last_of_month(), 1)),
+            Self::Rolling(_, days) => {
+                let first = shift(today, 1 - i64::from(*days));
+                (first, shift(today, 1))
+            }
         }
     }
 
@@ -70,9 +77,7 @@ impl Period {
 
     /// True where a charge booked to `day` counts at `now`.
     pub fn counts(&self, day: Date, now: Timestamp) -> bool {
-        let span = self.at(now);
-        let first = span.start.to_zoned(self.zone().clone()).date();
-        let next = span.end.to_zoned(self.zone().clone()).date();
+        let (first, next) = self.days(self.day(now));
         first <= day && day < next
     }
 

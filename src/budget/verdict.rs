@@ -98,7 +98,7 @@ pub fn decide(
         need,
         left,
         limit: policy.limit,
-        until: policy.period.at(now).end,
+        until: policy.period.end(now),
         quantile: policy.quantile,
     }
 }

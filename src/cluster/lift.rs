@@ -1,9 +1,10 @@
 //! Lifting holds: with a grant, by hand, or all of them when Jouleward leaves.
 
 use super::context::{Context, Failure};
-use super::objects::{Kind, Lite, Work};
+use super::objects::{Kind, Work};
 use super::review::annotation_path;
 use super::stores;
+use super::wire::Lite;
 use crate::api::GrantInFlight;
 use crate::contract::{GATE, GRANTED, HOLD, MODE_LABEL, REFUSED, WEBHOOKS};
 use k8s_openapi::api::admissionregistration::v1::{

@@ -1,6 +1,7 @@
 //! The cluster: the webhook that predicts and holds, and the controller that keeps the
 //! ledger, releases, and learns.
 
+mod admission;
 mod budget_status;
 mod caches;
 mod certificates;
@@ -25,9 +26,11 @@ mod tracking;
 mod upkeep;
 mod verdicts;
 pub mod webhook;
+mod wire;
 mod works;
 mod world;
 
 pub use lift::{Lifted, release, uninstall};
-pub use objects::{Kind, Lite, Work};
+pub use objects::{Kind, Work};
 pub use review::{Outcome, Snapshot, Step, answer};
+pub use wire::Lite;

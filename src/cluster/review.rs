@@ -1,10 +1,12 @@
 //! Admission reviews: a pure function of the review and a snapshot. No call goes out, no
 //! state is kept: a dry run is answered like any other and changes nothing.
 
-use super::objects::{Kind, Lite, Owner, Work};
+use super::admission::{Answered, Change, Put, Request, Response, Review};
+use super::objects::{Kind, Owner, Work};
 use super::verdicts::{
     Forecast, Spoken, Terms, forecast, judge, parameter_warning, strictest, worst,
 };
+use super::wire::Lite;
 use super::world::{NodeInfo, Objects};
 use crate::api::{CarbonBudget, EnergyLaw};
 use crate::budget::{Decision, Mode, Oracle, WhenUnavailable};
@@ -13,8 +15,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -69,63 +70,6 @@ pub struct Outcome {
     /// allowed, held, warned, denied or error.
     pub decision: &'static str,
     pub reason: &'static str,
-}
-
-#[derive(Debug, Deserialize)]
-struct Review {
-    request: Request,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Request {
-    uid: String,
-    kind: GroupKind,
-    #[serde(default)]
-    namespace: String,
-    operation: String,
-    #[serde(default)]
-    user_info: UserInfo,
-    #[serde(default)]
-    object: Option<Lite>,
-    #[serde(default)]
-    old_object: Option<Lite>,
-}
-
-#[derive(Debug, Deserialize)]
-struct GroupKind {
-    kind: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct UserInfo {
-    username: String,
-}
-
-/// The answer, as the API server reads it. kube's own type writes the patch as an array of
-/// numbers.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Response {
-    uid: String,
-    allowed: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch_type: Option<&'static str>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    warnings: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Answered {
-    api_version: &'static str,
-    kind: &'static str,
-    response: Response,
 }
 
 /// Which of the two webhooks is asked.
@@ -248,7 +192,7 @@ impl Case<'_> {
     }
 
     fn mutate(&self, response: &mut Response, outcome: &mut Outcome) {
-        let mut patch = Vec::new();
+        let mut patch: Vec<Change> = Vec::new();
         if self.request.operation == "CREATE" {
             let forecast = forecast(self.work, &self.snapshot.oracle);
             self.stamp(&forecast, &mut patch);
@@ -277,18 +221,18 @@ impl Case<'_> {
     }
 
     /// The prediction, and no stamp that the author brought along.
-    fn stamp(&self, forecast: &Forecast, patch: &mut Vec<Value>) {
+    fn stamp(&self, forecast: &Forecast, patch: &mut Vec<Change>) {
         let annotations = &self.object.metadata.annotations;
         if annotations.is_empty() {
-            patch.push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
+            patch.push(Change::add("/metadata/annotations", Put::Nothing {}));
         }
         for stamp in [HOLD, GRANTED, REFUSED] {
             if annotations.contains_key(stamp) {
-                patch.push(json!({ "op": "remove", "path": annotation_path(stamp) }));
+                patch.push(Change::remove(annotation_path(stamp)));
             }
         }
         let text = self.prediction(forecast);
-        patch.push(json!({ "op": "add", "path": annotation_path(PREDICTION), "value": text }));
+        patch.push(Change::add(annotation_path(PREDICTION), Put::Text(text)));
     }
 
     fn prediction(&self, forecast: &Forecast) -> String {
@@ -311,15 +255,15 @@ impl Case<'_> {
         }
     }
 
-    fn hold(&self, patch: &mut Vec<Value>) {
+    fn hold(&self, patch: &mut Vec<Change>) {
         match self.work.kind {
             Kind::Job => {
                 if self.object.metadata.annotations.is_empty() && patch.is_empty() {
-                    patch
-                        .push(json!({ "op": "add", "path": "/metadata/annotations", "value": {} }));
+                    patch.push(Change::add("/metadata/annotations", Put::Nothing {}));
                 }
-                patch.push(json!({ "op": "add", "path": "/spec/suspend", "value": true }));
-                patch.push(json!({ "op": "add", "path": annotation_path(HOLD), "value": self.now.to_string() }));
+                patch.push(Change::add("/spec/suspend", Put::Switch(true)));
+                let at = self.now.to_string();
+                patch.push(Change::add(annotation_path(HOLD), Put::Text(at)));
             }
             Kind::Pod => {
                 let gates = &self.object.spec.pod.scheduling_gates;
@@ -327,10 +271,10 @@ impl Case<'_> {
                     return;
                 }
                 if gates.is_empty() {
-                    patch
-                        .push(json!({ "op": "add", "path": "/spec/schedulingGates", "value": [] }));
+                    patch.push(Change::add("/spec/schedulingGates", Put::List([])));
                 }
-                patch.push(json!({ "op": "add", "path": "/spec/schedulingGates/-", "value": { "name": GATE } }));
+                let gate = Put::Named { name: GATE };
+                patch.push(Change::add("/spec/schedulingGates/-", gate));
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Caches of the cluster's objects: one watch each, reduced to what is needed before it is
 //! kept.
 
-use super::objects::{Kind, Lite, Work};
+use super::objects::{Kind, Work};
+use super::wire::Lite;
 use super::world::NodeInfo;
 use crate::serve::shutdown::Stop;
 use futures::TryStreamExt;

@@ -188,7 +188,8 @@ mod tests {
     use super::super::tracking::tests::reservation;
     use super::*;
     use crate::api::{PodCharge, ReservationStatus};
-    use crate::cluster::objects::{Kind, Lite};
+    use crate::cluster::objects::Kind;
+    use crate::cluster::wire::Lite;
     use serde_json::json;
 
     fn pod(gated: bool) -> Work {

@@ -5,7 +5,7 @@ use crate::api::{DiffusionModel, EnergyLaw, GridZone, GridZoneSpec, InvalidSpec,
 use crate::budget::{Oracle, Site};
 use crate::carbon::{Intensity, Place, Pue, embedded};
 use crate::contract::PRODUCT_LABEL;
-use crate::law::{Catalogue, Gpu, Law};
+use crate::law::{Catalogue, Form, Gpu, Law};
 use kube::ResourceExt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,14 +29,20 @@ pub(super) struct Objects {
 impl Objects {
     /// The oracle; objects that make no sense are left out here and reported elsewhere.
     pub(super) fn oracle(&self) -> Oracle {
+        let sites = self.sites();
+        let mut laws: BTreeMap<Gpu, Law> = self
+            .laws
+            .iter()
+            .filter_map(|law| Some((gpu_of(law)?, law_of(law))))
+            .collect();
+        for site in &sites {
+            laws.entry(site.gpu.clone())
+                .or_insert_with(|| Law::prior(Form::default(), &site.gpu));
+        }
         Oracle {
             catalogue: self.catalogue(),
-            laws: self
-                .laws
-                .iter()
-                .filter_map(|law| Some((gpu_of(law)?, law_of(law))))
-                .collect(),
-            sites: self.sites(),
+            laws,
+            sites,
             fallback: self.fallback(),
         }
     }

@@ -63,7 +63,7 @@ fn normal_equations(law: &Law, prior: &Law, runs: &[Observation]) -> (Symmetric,
         .collect();
     for run in runs {
         let (ln, slopes) = law.linearise(&run.features);
-        let (x, _) = law.dense(&run.features, &slopes);
+        let (x, _) = law.dense(&slopes);
         let weight = 1.0 / prior.noise;
         information.add_outer(&x, weight);
         let residual = run.energy.0.ln() - ln;

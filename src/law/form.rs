@@ -14,6 +14,7 @@ use super::gpu::Prior;
 use super::workload::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// Which law.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
@@ -94,23 +95,24 @@ impl Form {
     }
 
     /// ln of the predicted energy, and its derivatives by the parameters, given a look-up
-    /// of a parameter's value (the caller gives absent ones their prior mean).
+    /// of a parameter's value; one of the run's own that is not known yet has the prior
+    /// mean that the look-up is handed.
     pub(super) fn linearise(
         self,
         f: &Features,
-        value: impl Fn(&str) -> f64,
-    ) -> (f64, Vec<(String, f64)>) {
+        value: impl Fn(&str, f64) -> f64,
+    ) -> (f64, Vec<Slope>) {
         let mut level = 0.0;
-        let mut gradient: Vec<(String, f64)> = Vec::with_capacity(8);
-        for (name, _) in Self::own(f) {
-            level += value(&name);
-            gradient.push((name, 1.0));
+        let mut gradient: Vec<Slope> = Vec::with_capacity(8);
+        for (name, belief) in Self::own(f) {
+            level += value(&name, belief.mean);
+            gradient.push(Slope {
+                name: Cow::Owned(name),
+                by: 1.0,
+                sd: belief.sd,
+            });
         }
-        let push = |gradient: &mut Vec<(String, f64)>, name: &str, slope: f64| {
-            if slope != 0.0 {
-                gradient.push((name.to_owned(), slope));
-            }
-        };
+        let value = |name: &str| value(name, 0.0);
         let image = match self {
             Self::Additive => {
                 let steps = value("step").exp() * f.calls;
@@ -136,11 +138,32 @@ impl Form {
         let images = f.images * image.exp();
         let start = f.starts * value(START).exp();
         let share = images / (images + start);
-        for (_, slope) in &mut gradient {
-            *slope *= share;
+        for slope in &mut gradient {
+            slope.by *= share;
         }
         push(&mut gradient, START, 1.0 - share);
         ((images + start).ln(), gradient)
+    }
+}
+
+/// A derivative of ln E.
+#[derive(Debug)]
+pub(super) struct Slope {
+    /// Of the parameter.
+    pub(super) name: Cow<'static, str>,
+    pub(super) by: f64,
+    /// Standard deviation of the parameter before anything is known of it, where it comes
+    /// with the run.
+    pub(super) sd: f64,
+}
+
+fn push(gradient: &mut Vec<Slope>, name: &'static str, by: f64) {
+    if by != 0.0 {
+        gradient.push(Slope {
+            name: Cow::Borrowed(name),
+            by,
+            sd: 0.0,
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 //! enough to live in a status field, so that a new leader goes on where the old stopped.
 
 use super::features::Features;
-use super::form::{Belief, Form};
+use super::form::{Belief, Form, Slope};
 use super::gpu::Gpu;
 use super::linalg::{Symmetric, dot};
 use super::predict::Prediction;
@@ -147,42 +147,29 @@ impl Law {
     /// ln E and its variance, noise of one run included.
     pub(super) fn ln_energy(&self, features: &Features) -> (f64, f64) {
         let (ln, slopes) = self.linearise(features);
-        let (x, absent) = self.dense(features, &slopes);
+        let (x, absent) = self.dense(&slopes);
         (
             ln,
             dot(&x, &self.covariance.times(&x)) + absent + self.noise,
         )
     }
 
-    pub(super) fn linearise(&self, features: &Features) -> (f64, Vec<(String, f64)>) {
-        let own = Form::own(features);
-        self.form.linearise(features, |name| {
-            self.index(name).map_or_else(
-                || {
-                    own.iter()
-                        .find(|(n, _)| n == name)
-                        .map_or(0.0, |(_, belief)| belief.mean)
-                },
-                |i| self.parameters[i].mean,
-            )
+    pub(super) fn linearise(&self, features: &Features) -> (f64, Vec<Slope>) {
+        self.form.linearise(features, |name, absent| {
+            self.index(name).map_or(absent, |i| self.parameters[i].mean)
         })
     }
 
     /// The slopes as a vector over the parameters, and the variance of those that this
     /// law does not have yet.
-    pub(super) fn dense(&self, features: &Features, slopes: &[(String, f64)]) -> (Vec<f64>, f64) {
+    pub(super) fn dense(&self, slopes: &[Slope]) -> (Vec<f64>, f64) {
         let mut x = vec![0.0; self.parameters.len()];
         let mut absent = 0.0;
-        for (name, slope) in slopes {
-            if let Some(i) = self.index(name) {
-                x[i] = *slope;
+        for slope in slopes {
+            if let Some(i) = self.index(&slope.name) {
+                x[i] = slope.by;
             } else {
-                let own = Form::own(features);
-                let sd = own
-                    .iter()
-                    .find(|(n, _)| n == name)
-                    .map_or(0.0, |(_, b)| b.sd);
-                absent += (slope * sd).powi(2);
+                absent += (slope.by * slope.sd).powi(2);
             }
         }
         (x, absent)

@@ -83,7 +83,7 @@ impl Law {
         let mut last = (Vec::new(), Vec::new(), 1.0);
         for iteration in 0..3 {
             let (ln, slopes) = self.linearise(&run.features);
-            let (x, _) = self.dense(&run.features, &slopes);
+            let (x, _) = self.dense(&slopes);
             let px = self.covariance.times(&x);
             let spread = dot(&x, &px);
             let moved: Vec<f64> = start
