@@ -10,6 +10,7 @@ use crate::law::workload::{
 use crate::law::{Catalogue, Gpu, Joules, Law, Workload};
 use clap::Args;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -96,7 +97,7 @@ struct Report {
     pue: f64,
     pue_source: String,
     law: String,
-    assumed: Vec<String>,
+    assumed: Vec<Cow<'static, str>>,
 }
 
 impl Predict {

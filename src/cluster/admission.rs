@@ -42,8 +42,8 @@ pub(super) struct UserInfo {
 /// numbers.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Response {
-    pub(super) uid: String,
+pub(super) struct Response<'r> {
+    pub(super) uid: &'r str,
     pub(super) allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) status: Option<Value>,
@@ -57,10 +57,10 @@ pub(super) struct Response {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Answered {
+pub(super) struct Answered<'r> {
     pub(super) api_version: &'static str,
     pub(super) kind: &'static str,
-    pub(super) response: Response,
+    pub(super) response: Response<'r>,
 }
 
 /// One step of a JSON patch (RFC 6902).

@@ -88,7 +88,7 @@ async fn lift_with(
         return Ok(false);
     };
     let still_held =
-        Work::of(work.kind, &object).is_some_and(|now| now.held && now.uid == work.uid);
+        Work::of(work.kind, object.clone()).is_some_and(|now| now.held && now.uid == work.uid);
     if !still_held {
         return Ok(false);
     }
@@ -149,7 +149,7 @@ pub async fn release(
             None => api,
         };
         for object in api.list(&ListParams::default()).await? {
-            let Some(work) = stores::lite(object).and_then(|lite| Work::of(kind, &lite)) else {
+            let Some(work) = stores::lite(object).and_then(|lite| Work::of(kind, lite)) else {
                 continue;
             };
             if !work.held || name.is_some_and(|name| name != work.name) {

@@ -74,55 +74,59 @@ pub struct Work {
 
 impl Work {
     /// `None` where the object asks for no GPU.
-    pub fn of(kind: Kind, object: &Lite) -> Option<Self> {
-        let meta = &object.metadata;
-        let pod = if kind == Kind::Job {
-            &object.spec.template.spec
-        } else {
-            &object.spec.pod
+    pub fn of(kind: Kind, object: Lite) -> Option<Self> {
+        let (progress, ended) = (object.progress(kind), object.ended(kind));
+        let Lite { metadata, spec, .. } = object;
+        let pod = match kind {
+            Kind::Job => &spec.template.spec,
+            Kind::Pod => &spec.pod,
         };
         let gpus = gpus(pod);
         if gpus == 0 {
             return None;
         }
-        let mut annotations = meta.annotations.clone();
-        if kind == Kind::Job {
-            annotations.extend(object.spec.template.metadata.annotations.clone());
-        }
-        let suspended = object.spec.suspend == Some(true);
-        let created = meta.creation_timestamp.unwrap_or(Timestamp::UNIX_EPOCH);
-        let since = meta.annotations.get(HOLD).and_then(|at| at.parse().ok());
+        let eligible = eligible(pod);
+        let stamp = |name: &str| metadata.annotations.get(name);
+        let suspended = spec.suspend == Some(true);
+        let created = metadata.creation_timestamp.unwrap_or(Timestamp::UNIX_EPOCH);
+        let since = stamp(HOLD).and_then(|at| at.parse().ok());
         let held = match kind {
-            Kind::Job => suspended && meta.annotations.contains_key(HOLD),
+            Kind::Job => suspended && stamp(HOLD).is_some(),
             Kind::Pod => pod.scheduling_gates.iter().any(|gate| gate.name == GATE),
         };
+        let (granted, refused) = (stamp(GRANTED).is_some(), stamp(REFUSED).cloned());
+        let owner = metadata.owner();
+        let pods = match kind {
+            Kind::Job => spec.pods(),
+            Kind::Pod => 1,
+        };
+        let mut annotations = metadata.annotations;
+        if kind == Kind::Job {
+            annotations.extend(spec.template.metadata.annotations);
+        }
         Some(Self {
             kind,
-            namespace: meta.namespace.clone(),
-            name: if meta.name.is_empty() {
-                meta.generate_name.clone()
+            namespace: metadata.namespace,
+            name: if metadata.name.is_empty() {
+                metadata.generate_name
             } else {
-                meta.name.clone()
+                metadata.name
             },
-            uid: meta.uid.clone(),
+            uid: metadata.uid,
             created,
             since: since.map_or(created, |since: Timestamp| since.max(created)),
             annotations,
-            pods: if kind == Kind::Job {
-                object.spec.pods()
-            } else {
-                1
-            },
+            pods,
             gpus,
-            eligible: eligible(pod),
+            eligible,
             held,
             author_suspended: kind == Kind::Job && suspended && !held,
-            granted: meta.annotations.contains_key(GRANTED),
-            refused: meta.annotations.get(REFUSED).cloned(),
-            progress: object.progress(kind),
-            ended: object.ended(kind),
-            node: object.spec.pod.node_name.clone(),
-            owner: meta.owner(),
+            granted,
+            refused,
+            progress,
+            ended,
+            node: spec.pod.node_name,
+            owner,
         })
     }
 
@@ -293,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_jobs_template_wins_over_its_own_annotations() {
-        let work = Work::of(Kind::Job, &job(&json!({}))).unwrap();
+        let work = Work::of(Kind::Job, job(&json!({}))).unwrap();
         assert_eq!(work.annotations["jouleward.dev/width"], "768");
         assert_eq!((work.pods, work.gpus), (3, 2));
     }
@@ -301,16 +305,16 @@ mod tests {
     #[test]
     fn a_job_without_a_gpu_is_none_of_ours() {
         let limits = json!({ "spec": { "template": { "spec": { "containers": [{ "resources": { "limits": { "cpu": "1" } } }] } } } });
-        assert!(Work::of(Kind::Job, &job(&limits)).is_none());
+        assert!(Work::of(Kind::Job, job(&limits)).is_none());
     }
 
     #[test]
     fn a_job_that_its_author_suspended_is_not_held_by_us() {
-        let work = Work::of(Kind::Job, &job(&json!({ "spec": { "suspend": true } }))).unwrap();
+        let work = Work::of(Kind::Job, job(&json!({ "spec": { "suspend": true } }))).unwrap();
         assert!(work.author_suspended && !work.held);
         let stamped =
             json!({ "metadata": { "annotations": { HOLD: "x" } }, "spec": { "suspend": true } });
-        assert!(Work::of(Kind::Job, &job(&stamped)).unwrap().held);
+        assert!(Work::of(Kind::Job, job(&stamped)).unwrap().held);
     }
 
     #[test]
@@ -319,7 +323,7 @@ mod tests {
         let eligible = |terms: serde_json::Value| {
             let affinity = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
             let extra = json!({ "spec": { "template": { "spec": { "affinity": affinity } } } });
-            Work::of(Kind::Job, &job(&extra)).unwrap().eligible.len()
+            Work::of(Kind::Job, job(&extra)).unwrap().eligible.len()
         };
         let l40s = expression(PRODUCT_LABEL, "NVIDIA-L40S");
         let h100 = expression(PRODUCT_LABEL, "NVIDIA-H100-80GB-HBM3");
@@ -353,7 +357,7 @@ mod tests {
                 "spec": { "containers": [{ "resources": { "limits": { "nvidia.com/gpu": "1" } } }] },
             }))
             .unwrap();
-            Work::of(Kind::Pod, &pod).unwrap().owner
+            Work::of(Kind::Pod, pod).unwrap().owner
         };
         assert_eq!(owned("batch/v1", true), Owner::Job("u".into()));
         assert_eq!(owned("batch.volcano.sh/v1alpha1", true), Owner::Another);
@@ -367,7 +371,7 @@ mod tests {
                 "metadata": { "creationTimestamp": "2026-11-23T12:00:00Z", "annotations": { HOLD: since } },
                 "spec": { "suspend": true },
             });
-            Work::of(Kind::Job, &job(&extra)).unwrap().since.to_string()
+            Work::of(Kind::Job, job(&extra)).unwrap().since.to_string()
         };
         assert_eq!(held("2026-11-23T13:00:00Z"), "2026-11-23T13:00:00Z");
         assert_eq!(held("2020-01-01T00:00:00Z"), "2026-11-23T12:00:00Z");
@@ -379,7 +383,7 @@ mod tests {
         let pinned = json!({ "spec": { "template": { "spec": {
             "nodeSelector": { PRODUCT_LABEL: "NVIDIA-A100-SXM4-40GB" },
         } } } });
-        let work = Work::of(Kind::Job, &job(&pinned)).unwrap();
+        let work = Work::of(Kind::Job, job(&pinned)).unwrap();
         assert_eq!(work.eligible, [Gpu::parse("A100-SXM4-40GB").unwrap()]);
     }
 }

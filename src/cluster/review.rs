@@ -91,8 +91,9 @@ pub fn answer(
     snapshot: &Snapshot,
     now: Timestamp,
 ) -> Result<(Vec<u8>, Outcome), serde_json::Error> {
-    let Review { request } = serde_json::from_slice(body)?;
-    let (response, outcome) = decide_request(step, &request, snapshot, now);
+    let Review { mut request } = serde_json::from_slice(body)?;
+    let object = request.object.take();
+    let (response, outcome) = decide_request(step, &request, object, snapshot, now);
     let review = Answered {
         api_version: "admission.k8s.io/v1",
         kind: "AdmissionReview",
@@ -101,14 +102,15 @@ pub fn answer(
     Ok((serde_json::to_vec(&review)?, outcome))
 }
 
-fn decide_request(
+fn decide_request<'r>(
     step: Step,
-    request: &Request,
+    request: &'r Request,
+    object: Option<Lite>,
     snapshot: &Snapshot,
     now: Timestamp,
-) -> (Response, Outcome) {
+) -> (Response<'r>, Outcome) {
     let mut response = Response {
-        uid: request.uid.clone(),
+        uid: &request.uid,
         allowed: true,
         status: None,
         patch: None,
@@ -126,9 +128,10 @@ fn decide_request(
         "Pod" => Kind::Pod,
         _ => return (response, outcome),
     };
-    let Some(object) = &request.object else {
+    let Some(object) = object else {
         return (response, outcome);
     };
+    let written = Written::of(&object);
     let Some(work) = Work::of(kind, object) else {
         return (response, outcome);
     };
@@ -145,7 +148,7 @@ fn decide_request(
     }
     let case = Case {
         request,
-        object,
+        written,
         work: &work,
         terms,
         snapshot,
@@ -168,9 +171,31 @@ fn charged_to_owner(work: &Work, request: &Request) -> bool {
     mirror || (work.owner != Owner::Nobody && controller)
 }
 
+/// What a patch has to know of the object as it came.
+struct Written {
+    /// Without any annotation.
+    bare: bool,
+    /// Our stamps that the author brought along.
+    stamps: Vec<&'static str>,
+    /// With scheduling gates.
+    gated: bool,
+}
+
+impl Written {
+    fn of(object: &Lite) -> Self {
+        let annotations = &object.metadata.annotations;
+        let stamps = [HOLD, GRANTED, REFUSED].into_iter();
+        Self {
+            bare: annotations.is_empty(),
+            stamps: stamps.filter(|s| annotations.contains_key(*s)).collect(),
+            gated: !object.spec.pod.scheduling_gates.is_empty(),
+        }
+    }
+}
+
 struct Case<'a> {
     request: &'a Request,
-    object: &'a Lite,
+    written: Written,
     work: &'a Work,
     terms: &'a [Terms],
     snapshot: &'a Snapshot,
@@ -191,7 +216,7 @@ impl Case<'_> {
         !enforcing.is_empty() && (!self.snapshot.leader_stale || hold_anyway)
     }
 
-    fn mutate(&self, response: &mut Response, outcome: &mut Outcome) {
+    fn mutate(&self, response: &mut Response<'_>, outcome: &mut Outcome) {
         let mut patch: Vec<Change> = Vec::new();
         if self.request.operation == "CREATE" {
             let forecast = forecast(self.work, &self.snapshot.oracle);
@@ -222,15 +247,11 @@ impl Case<'_> {
 
     /// The prediction, and no stamp that the author brought along.
     fn stamp(&self, forecast: &Forecast, patch: &mut Vec<Change>) {
-        let annotations = &self.object.metadata.annotations;
-        if annotations.is_empty() {
+        if self.written.bare {
             patch.push(Change::add("/metadata/annotations", Put::Nothing {}));
         }
-        for stamp in [HOLD, GRANTED, REFUSED] {
-            if annotations.contains_key(stamp) {
-                patch.push(Change::remove(annotation_path(stamp)));
-            }
-        }
+        let stamps = self.written.stamps.iter();
+        patch.extend(stamps.map(|stamp| Change::remove(annotation_path(stamp))));
         let text = self.prediction(forecast);
         patch.push(Change::add(annotation_path(PREDICTION), Put::Text(text)));
     }
@@ -258,7 +279,7 @@ impl Case<'_> {
     fn hold(&self, patch: &mut Vec<Change>) {
         match self.work.kind {
             Kind::Job => {
-                if self.object.metadata.annotations.is_empty() && patch.is_empty() {
+                if self.written.bare && patch.is_empty() {
                     patch.push(Change::add("/metadata/annotations", Put::Nothing {}));
                 }
                 patch.push(Change::add("/spec/suspend", Put::Switch(true)));
@@ -266,11 +287,10 @@ impl Case<'_> {
                 patch.push(Change::add(annotation_path(HOLD), Put::Text(at)));
             }
             Kind::Pod => {
-                let gates = &self.object.spec.pod.scheduling_gates;
-                if gates.iter().any(|gate| gate.name == GATE) {
+                if self.work.held {
                     return;
                 }
-                if gates.is_empty() {
+                if !self.written.gated {
                     patch.push(Change::add("/spec/schedulingGates", Put::List([])));
                 }
                 let gate = Put::Named { name: GATE };
@@ -279,7 +299,7 @@ impl Case<'_> {
         }
     }
 
-    fn validate(&self, response: &mut Response, outcome: &mut Outcome) {
+    fn validate(&self, response: &mut Response<'_>, outcome: &mut Outcome) {
         let oracle = &self.snapshot.oracle;
         let forecast = forecast(self.work, oracle);
         let spoken = self.terms.iter().map(|terms| {
@@ -334,7 +354,7 @@ impl Case<'_> {
         self.enforce(&spoken, response, outcome);
     }
 
-    fn enforce(&self, spoken: &Spoken, response: &mut Response, outcome: &mut Outcome) {
+    fn enforce(&self, spoken: &Spoken, response: &mut Response<'_>, outcome: &mut Outcome) {
         match spoken.verdict.decision {
             Decision::Admit => {}
             Decision::Hold => {
@@ -348,7 +368,7 @@ impl Case<'_> {
     }
 }
 
-fn deny(response: &mut Response, outcome: &mut Outcome, message: &str) {
+fn deny(response: &mut Response<'_>, outcome: &mut Outcome, message: &str) {
     outcome.decision = "denied";
     response.allowed = false;
     response.status = Some(json!({
@@ -361,8 +381,14 @@ fn deny(response: &mut Response, outcome: &mut Outcome, message: &str) {
 
 /// JSON pointer of an annotation.
 pub(super) fn annotation_path(name: &str) -> String {
-    format!(
-        "/metadata/annotations/{}",
-        name.replace('~', "~0").replace('/', "~1")
-    )
+    let mut path = String::with_capacity(64);
+    path.push_str("/metadata/annotations/");
+    for letter in name.chars() {
+        match letter {
+            '~' => path.push_str("~0"),
+            '/' => path.push_str("~1"),
+            other => path.push(other),
+        }
+    }
+    path
 }

@@ -160,11 +160,11 @@ pub(super) fn lite<K: Serialize>(object: K) -> Option<Lite> {
 }
 
 pub(super) fn job(object: Job) -> Option<Work> {
-    Work::of(Kind::Job, &lite(object)?)
+    Work::of(Kind::Job, lite(object)?)
 }
 
 pub(super) fn pod(object: Pod) -> Option<Work> {
-    Work::of(Kind::Pod, &lite(object)?)
+    Work::of(Kind::Pod, lite(object)?)
 }
 
 /// An exporter that answers; one that is being deleted is replaced by another.

@@ -205,7 +205,7 @@ mod tests {
                 "containers": [{ "resources": { "limits": { "nvidia.com/gpu": "1" } } }] },
         }))
         .unwrap();
-        Work::of(Kind::Pod, &object).unwrap()
+        Work::of(Kind::Pod, object).unwrap()
     }
 
     fn record(pods: &[&str], settled: bool) -> CarbonReservation {

@@ -93,8 +93,10 @@ impl Law {
 
     /// Runs learnt from, of one model.
     pub fn runs_of(&self, model: &str) -> u64 {
-        self.index(&format!("model/{model}"))
-            .map_or(0, |i| self.parameters[i].runs)
+        self.parameters
+            .iter()
+            .find(|p| p.name.strip_prefix("model/") == Some(model))
+            .map_or(0, |p| p.runs)
     }
 
     /// Running mean of the absolute error of predictions made before each run, as a

@@ -3,6 +3,7 @@
 
 use super::catalogue::{Catalogue, Cfg, Model};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -97,7 +98,7 @@ pub struct Workload {
     pub batch: u32,
     /// Annotations that were absent and took the pipeline's own default.
     #[serde(default)]
-    pub assumed: Vec<String>,
+    pub assumed: Vec<Cow<'static, str>>,
 }
 
 /// One annotation that cannot be used: which, its value, what is allowed.
@@ -177,7 +178,7 @@ fn error(annotation: Annotation, value: Option<&str>) -> ParameterError {
 struct Reader<'a> {
     annotations: &'a BTreeMap<String, String>,
     errors: Vec<ParameterError>,
-    assumed: Vec<String>,
+    assumed: Vec<Cow<'static, str>>,
 }
 
 impl Reader<'_> {
@@ -273,7 +274,7 @@ impl Reader<'_> {
         parse: impl Fn(&str) -> Option<T>,
     ) -> T {
         let Some(text) = self.annotations.get(annotation.name) else {
-            self.assumed.push(annotation.name.to_owned());
+            self.assumed.push(Cow::Borrowed(annotation.name));
             return default;
         };
         parse(text.trim()).unwrap_or_else(|| {
@@ -327,7 +328,7 @@ mod tests {
         assert!(
             workload
                 .assumed
-                .contains(&"jouleward.dev/num-inference-steps".to_owned())
+                .contains(&Cow::Borrowed("jouleward.dev/num-inference-steps"))
         );
     }
 
