@@ -59,6 +59,7 @@ fn lay_out(folder: &Path) -> ListResponse {
             end_us: None,
             watts: 20.0,
             sm_percent: 7,
+            ..Process::default()
         });
         let devices = vec![ContainerDevices {
             resource_name: "nvidia.com/gpu".to_owned(),
@@ -85,6 +86,7 @@ fn lay_out(folder: &Path) -> ListResponse {
         processes,
         faults: vec![],
         resets: vec![],
+        instances: vec![],
     });
     let scenario = Scenario {
         driver_version: "580".into(),

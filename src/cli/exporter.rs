@@ -51,6 +51,7 @@ impl Own {
             namespace: self.namespace,
             pod,
             container: "pod".to_owned(),
+            instance: None,
         }))
     }
 }

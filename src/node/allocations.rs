@@ -264,6 +264,7 @@ mod tests {
             namespace: "ns".into(),
             pod: pod.into(),
             container: "main".into(),
+            instance: None,
         };
         BTreeMap::from([(
             "GPU-0".to_owned(),

@@ -1,6 +1,7 @@
 //! Splitting one GPU's energy over one window among its holders: pure integer
 //! arithmetic, in microjoules, parts that sum to the whole exactly.
 
+use super::mig::Mig;
 use crate::law::Microjoules;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,9 @@ pub struct Holder {
     pub namespace: String,
     pub pod: String,
     pub container: String,
+    /// UUID of the MIG instance that is held, where it is not the whole GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
 }
 
 impl fmt::Display for Holder {
@@ -60,18 +64,30 @@ pub enum Quality {
     Exact,
     /// Several, weighted by utilisation samples.
     Sampled,
+    /// MIG, which tells nobody's utilisation: by slices of the instances that work.
+    Slices,
+    /// Several that cannot be told apart, in equal parts: clients of MPS, or of one instance.
+    Equal,
     /// The GPU has no energy counter: its power was added up.
     FallbackPower,
 }
 
 impl Quality {
-    pub const ALL: [Self; 3] = [Self::Exact, Self::Sampled, Self::FallbackPower];
+    pub const ALL: [Self; 5] = [
+        Self::Exact,
+        Self::Sampled,
+        Self::Slices,
+        Self::Equal,
+        Self::FallbackPower,
+    ];
 
     /// The label value.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Exact => "exact",
             Self::Sampled => "sampled",
+            Self::Slices => "slices",
+            Self::Equal => "equal",
             Self::FallbackPower => "fallback_power",
         }
     }
@@ -92,6 +108,10 @@ pub struct Window {
     pub activity: BTreeMap<Owner, u64>,
     /// Whose processes have a context on it.
     pub contexts: BTreeSet<Owner>,
+    /// How the GPU is cut, where it is.
+    pub mig: Option<Mig>,
+    /// True where clients of MPS run on it.
+    pub mps: bool,
     /// True where the energy is power added up.
     pub from_power: bool,
     /// True where nobody watched, and the holders before and after are the same.
@@ -136,7 +156,7 @@ impl Split {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Payer {
+pub(super) enum Payer {
     Holder(Holder),
     Reason(Unattributed),
 }
@@ -154,13 +174,11 @@ pub fn split(window: &Window) -> Split {
         unattributed: BTreeMap::new(),
         quality: Quality::Exact,
     };
-    let holders: BTreeMap<Payer, u64> = window
-        .holders
-        .iter()
-        .map(|(h, weight)| (Payer::Holder(h.clone()), *weight))
-        .collect();
-    let idle_payers = or_else(holders, Unattributed::Unallocated);
-    for (payer, part) in apportion(idle.0, &idle_payers) {
+    let idle_parts = match &window.mig {
+        Some(mig) => mig.idle(window, idle.0),
+        None => apportion(idle.0, &holding(window.holders.iter())),
+    };
+    for (payer, part) in idle_parts {
         split.pay(payer, part, false);
     }
     // A context costs the same whether anything runs in it.
@@ -179,13 +197,19 @@ pub fn split(window: &Window) -> Split {
     for (payer, part) in apportion(kept, &equally) {
         split.pay(payer, part, false);
     }
-    let (active_payers, quality) = active_payers(window);
+    let active = window.energy.0 - idle.0 - kept;
+    let (parts, quality) = if let Some(mig) = &window.mig {
+        mig.active(window, active)
+    } else {
+        let (payers, quality) = active_payers(window);
+        (apportion(active, &payers), quality)
+    };
     split.quality = if window.from_power {
         Quality::FallbackPower
     } else {
         quality
     };
-    for (payer, part) in apportion(window.energy.0 - idle.0 - kept, &active_payers) {
+    for (payer, part) in parts {
         split.pay(payer, part, true);
     }
     split
@@ -225,6 +249,14 @@ fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
     }
     let quality = if window.holders.len() <= 1 && payers.len() <= 1 {
         Quality::Exact
+    } else if window.mps && payers.len() < 2 && !window.contexts.is_empty() {
+        // Clients of MPS run together, and a sample names one of them: credit would go to
+        // whoever happens to be named.
+        payers = BTreeMap::new();
+        for owner in &window.contexts {
+            *payers.entry(window.payer(owner)).or_default() += 1;
+        }
+        Quality::Equal
     } else {
         Quality::Sampled
     };
@@ -240,18 +272,23 @@ fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
     (payers, quality)
 }
 
-fn or_else(payers: BTreeMap<Payer, u64>, reason: Unattributed) -> BTreeMap<Payer, u64> {
-    let some = payers.values().any(|weight| *weight > 0);
-    if some {
-        payers
-    } else {
-        BTreeMap::from([(Payer::Reason(reason), 1)])
+/// Holders by their replicas; nobody's where there is none.
+pub(super) fn holding<'a>(
+    holders: impl Iterator<Item = (&'a Holder, &'a u64)>,
+) -> BTreeMap<Payer, u64> {
+    let held = holders.filter(|(_, weight)| **weight > 0);
+    let mut payers: BTreeMap<Payer, u64> = held
+        .map(|(holder, weight)| (Payer::Holder(holder.clone()), *weight))
+        .collect();
+    if payers.is_empty() {
+        payers.insert(Payer::Reason(Unattributed::Unallocated), 1);
     }
+    payers
 }
 
 /// Shares a total by weight: floors, then one each to the largest remainders, ties to the
 /// smallest key. The parts sum to the total exactly.
-fn apportion<K: Ord + Clone>(total: u64, weights: &BTreeMap<K, u64>) -> Vec<(K, u64)> {
+pub(super) fn apportion<K: Ord + Clone>(total: u64, weights: &BTreeMap<K, u64>) -> Vec<(K, u64)> {
     let sum: u128 = weights.values().map(|weight| u128::from(*weight)).sum();
     if sum == 0 {
         return Vec::new();
@@ -292,6 +329,7 @@ mod tests {
             namespace: "ns".into(),
             pod: name.into(),
             container: "main".into(),
+            instance: None,
         }
     }
 
@@ -431,10 +469,23 @@ mod tests {
                         .into_iter()
                         .map(|pod| pod.map_or(Owner::Host, |n| Owner::Pod(n.to_string())))
                         .collect(),
-                    from_power: false,
-                    unwatched: false,
+                    mps: micros % 3 == 0,
+                    ..Window::default()
                 },
             )
+    }
+
+    #[test]
+    fn clients_of_mps_that_samples_do_not_tell_apart_share_equally() {
+        let mut window = window(300_000_000, &[("a", 1), ("b", 1)], &[(Some("a"), 80)]);
+        window.mps = true;
+        window.contexts = ["a", "b"].map(|uid| Owner::Pod(uid.into())).into();
+        let parts = split(&window);
+        assert_eq!(of(&parts, "a"), (114_000_000, 36_000_000));
+        assert_eq!(of(&parts, "b"), (114_000_000, 36_000_000));
+        assert_eq!(parts.quality, Quality::Equal);
+        window.activity.insert(Owner::Pod("b".into()), 20);
+        assert_eq!(split(&window).quality, Quality::Sampled, "both are named");
     }
 
     proptest! {
@@ -446,7 +497,8 @@ mod tests {
             for (owner, (active, _)) in &split.pods {
                 let worked = window.activity.get(&Owner::Pod(owner.uid.clone())).is_some_and(|w| *w > 0);
                 let alone = window.holders.len() == 1 && window.activity.values().all(|w| *w == 0);
-                prop_assert!(active.0 == 0 || worked || alone, "{owner:?} was billed for work it did not do");
+                let client = window.mps && window.contexts.contains(&Owner::Pod(owner.uid.clone()));
+                prop_assert!(active.0 == 0 || worked || alone || client, "{owner:?} was billed for work it did not do");
             }
         }
     }

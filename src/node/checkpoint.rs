@@ -207,6 +207,7 @@ mod tests {
                 namespace: "ns".into(),
                 pod: pod.into(),
                 container: "main".into(),
+                instance: None,
             };
             (GPU.to_owned(), BTreeMap::from([(holder, 1)]))
         });

@@ -4,7 +4,8 @@
 use super::attribution::Holder;
 use super::own::energy;
 use super::replay::Replay;
-use super::sampler::{Sampler, Shared};
+use super::sampler::Sampler;
+use super::shared::Shared;
 use super::source::{Source, ask, take};
 use crate::clock;
 use crate::serve::exposition::render;

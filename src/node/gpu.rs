@@ -3,6 +3,7 @@
 
 use super::attribution::{Holder, Owner, Quality, Unattributed, Window};
 use super::idle::IdlePower;
+use super::mig::Mig;
 use super::nvml::{EnergySource, GpuInfo};
 use super::pairs;
 use super::replay::Replay;
@@ -25,6 +26,12 @@ pub struct GpuTotals {
     /// With a context on it, and nothing running.
     pub context_milliwatts: Option<u64>,
     pub limit_milliwatts: Option<u64>,
+    /// True where it is cut by MIG.
+    #[serde(default)]
+    pub mig: bool,
+    /// True where clients of MPS were seen at the last look.
+    #[serde(default)]
+    pub mps: bool,
 }
 
 /// One look at one GPU, as the meter takes it.
@@ -39,6 +46,10 @@ pub struct Look {
     pub contexts: BTreeSet<Owner>,
     /// SM percent by owner since the last look.
     pub activity: BTreeMap<Owner, u64>,
+    /// How it is cut, where it is.
+    pub mig: Option<Mig>,
+    /// True where clients of MPS run on it.
+    pub mps: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,6 +62,10 @@ pub(super) struct Pending {
     pub(super) busy: bool,
     pub(super) at_rest: bool,
     pub(super) contexts: BTreeSet<Owner>,
+    #[serde(default)]
+    pub(super) mig: Option<Mig>,
+    #[serde(default)]
+    pub(super) mps: bool,
     pub(super) watch: Watch,
 }
 
@@ -117,6 +132,7 @@ impl Gpu {
     /// Takes in one look at `now` (µs, monotonic).
     pub(super) fn look(&mut self, look: Look, now: u64) {
         self.totals.power_milliwatts = look.power_milliwatts;
+        (self.totals.mig, self.totals.mps) = (look.mig.is_some(), look.mps);
         let counted = match self.info.source {
             EnergySource::Counter => look
                 .energy_millijoules
@@ -154,6 +170,8 @@ impl Gpu {
                     busy: look.busy,
                     at_rest: look.at_rest,
                     contexts: look.contexts,
+                    mig: look.mig,
+                    mps: look.mps,
                     watch: match micros {
                         _ if self.resumed => Watch::Outage,
                         0..=WATCHED_US => Watch::Watched,
@@ -194,6 +212,8 @@ impl Gpu {
             idle_milliwatts: self.totals.idle_milliwatts.unwrap_or(0),
             context_milliwatts: self.totals.context_milliwatts.unwrap_or(0),
             contexts,
+            mig: pending.mig,
+            mps: pending.mps,
             from_power: self.info.source == EnergySource::Power,
             holders,
             activity: pending.activity,

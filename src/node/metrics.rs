@@ -17,6 +17,8 @@ pub(super) struct Health {
     nvml_errors: BTreeMap<CallError, u64>,
     kubelet_errors: BTreeMap<String, u64>,
     kubelet: Kubelet,
+    /// Devices in the kubelet's last answer that are none NVML shows.
+    unknown_devices: usize,
     pub(super) dropped: u64,
     ticks: Histogram,
     last_tick: Timestamp,
@@ -42,6 +44,7 @@ impl Default for Health {
             nvml_errors: BTreeMap::new(),
             kubelet_errors: BTreeMap::new(),
             kubelet: Kubelet::Silent,
+            unknown_devices: 0,
             dropped: 0,
             ticks: Histogram::new(LATENCY),
             last_tick: Timestamp::UNIX_EPOCH,
@@ -99,6 +102,16 @@ impl Health {
         }
     }
 
+    pub(super) fn unknown_devices(&mut self, number: usize) {
+        if number > self.unknown_devices {
+            tracing::warn!(
+                number,
+                "the kubelet tells of devices that NVML does not show"
+            );
+        }
+        self.unknown_devices = number;
+    }
+
     pub(super) fn ticked(&mut self, micros: u64, at: Timestamp) {
         self.ticks.observe(micros as f64 / 1e6);
         self.last_tick = at;
@@ -125,6 +138,12 @@ impl Health {
             Kubelet::Silent => "does not answer",
         };
         let mut text = format!("nvml: {nvml}\nkubelet pod-resources: {kubelet}\n");
+        if self.unknown_devices > 0 {
+            text += &format!(
+                "devices that NVML does not show: {}\n",
+                self.unknown_devices
+            );
+        }
         for (error, count) in &self.nvml_errors {
             text += &format!("nvml errors: {} {} {count}\n", error.call, error.code);
         }
@@ -251,7 +270,7 @@ impl NodeSnapshot {
                 totals.context_milliwatts,
             );
             watts(&mut limit, plain.clone(), totals.limit_milliwatts);
-            info.add(self.info_labels(gpu), 1.0);
+            info.add(self.info_labels(gpu, totals), 1.0);
             resets.add(plain.clone(), totals.resets as f64);
             lost.add(plain.clone(), totals.lost as f64);
             gaps.add(plain, totals.gap_micros as f64 / 1e6);
@@ -270,7 +289,7 @@ impl NodeSnapshot {
         ]
     }
 
-    fn info_labels(&self, gpu: &GpuInfo) -> Labels {
+    fn info_labels(&self, gpu: &GpuInfo, totals: &GpuTotals) -> Labels {
         let holders = self
             .pods
             .iter()
@@ -288,10 +307,11 @@ impl NodeSnapshot {
             ("scope", gpu.scope()),
             (
                 "sharing",
-                if holders > 1 {
-                    "time-slicing"
-                } else {
-                    "exclusive"
+                match (totals.mig, totals.mps) {
+                    (true, _) => "mig",
+                    (false, true) => "mps",
+                    (false, false) if holders > 1 => "time-slicing",
+                    (false, false) => "exclusive",
                 },
             ),
         ])

@@ -11,6 +11,7 @@ mod idle;
 mod ledger;
 pub mod meter;
 mod metrics;
+pub mod mig;
 mod names;
 pub mod nvml;
 mod own;
@@ -19,6 +20,7 @@ pub mod podresources;
 mod procfs;
 mod replay;
 mod sampler;
+mod shared;
 mod source;
 
 pub use ledger::{LedgerPage, PodEnergy};

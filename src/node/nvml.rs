@@ -4,6 +4,7 @@
 //! [`Reader::open`] and [`Reader::read`].
 
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvml_wrapper::{Device, Nvml};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -81,7 +82,20 @@ pub struct Reading {
     pub utilisation: Vec<(u32, u32, u64)>,
     /// True where the driver says that nothing ran.
     pub at_rest: bool,
+    /// PIDs of clients of MPS; they are among `processes` too.
+    pub mps_clients: Vec<u32>,
+    /// Slots for MIG instances, and those there are; `None` where MIG is off.
+    pub mig: Option<(u32, Vec<InstanceReading>)>,
     pub errors: Vec<CallError>,
+}
+
+/// One MIG instance at one look. Its handle dies when the GPU is cut anew, and may then be
+/// another's, so nothing of it is kept.
+#[derive(Debug, Clone, Default)]
+pub struct InstanceReading {
+    pub uuid: String,
+    pub slices: u32,
+    pub processes: Vec<u32>,
 }
 
 /// An initialised NVML and its devices.
@@ -189,16 +203,17 @@ impl Reader {
         }
         reading.power_milliwatts =
             keep(device.power_usage(), "nvmlDeviceGetPowerUsage", errors).map(u64::from);
-        let processes = keep(
-            device.running_compute_processes(),
-            "nvmlDeviceGetComputeRunningProcesses",
-            errors,
-        );
-        reading.processes = processes
-            .unwrap_or_default()
-            .into_iter()
-            .map(|process| process.pid)
-            .collect();
+        reading.mig = instances(device, errors);
+        if let Some((_, instances)) = &reading.mig {
+            // The board's own list wants more rights than its instances' do.
+            let pids = instances.iter().flat_map(|i| &i.processes);
+            reading.processes = pids.copied().collect();
+            // NVML tells no process's utilisation on a board that is cut.
+            return reading;
+        }
+        let lists = processes(device, errors);
+        reading.processes = lists.0;
+        reading.mps_clients = lists.1;
         // An idle GPU answers NotFound: nobody was seen, which is no error.
         let samples = match device.process_utilization_stats(since) {
             Err(NvmlError::NotFound) => Some(Vec::new()),
@@ -215,6 +230,64 @@ impl Reader {
             .collect();
         reading
     }
+}
+
+/// PIDs with a context, and those among them that are clients of MPS.
+fn processes(device: &Device<'_>, errors: &mut Vec<CallError>) -> (Vec<u32>, Vec<u32>) {
+    let pids = |list: Vec<ProcessInfo>| list.into_iter().map(|process| process.pid).collect();
+    let compute = keep(
+        device.running_compute_processes(),
+        "nvmlDeviceGetComputeRunningProcesses",
+        errors,
+    );
+    let clients = match device.mps_running_compute_processes() {
+        // An old driver, or a board without MPS: nothing is missing.
+        Err(
+            NvmlError::FailedToLoadSymbol(_)
+            | NvmlError::FunctionNotFound
+            | NvmlError::NotSupported,
+        ) => None,
+        other => keep(other, "nvmlDeviceGetMPSComputeRunningProcesses", errors),
+    };
+    let clients: Vec<u32> = clients.map(pids).unwrap_or_default();
+    let mut all: Vec<u32> = compute.map(pids).unwrap_or_default();
+    all.extend(&clients);
+    (all, clients)
+}
+
+/// The instances of a board that MIG has cut: found anew at each look.
+fn instances(
+    device: &Device<'_>,
+    errors: &mut Vec<CallError>,
+) -> Option<(u32, Vec<InstanceReading>)> {
+    // Boards and drivers without MIG answer NotSupported, or lack the function.
+    if device.mig_mode().ok()?.current != 1 {
+        return None;
+    }
+    let slots = keep(
+        device.mig_device_count(),
+        "nvmlDeviceGetMaxMigDeviceCount",
+        errors,
+    )?;
+    let mut found = Vec::new();
+    for slot in 0..slots {
+        let handle = match device.mig_device_by_index(slot) {
+            // A hole.
+            Err(NvmlError::NotFound) => continue,
+            other => keep(other, "nvmlDeviceGetMigDeviceHandleByIndex", errors),
+        };
+        let Some(handle) = handle else { continue };
+        let Some(uuid) = keep(handle.uuid(), "nvmlDeviceGetUUID", errors) else {
+            continue;
+        };
+        let attributes = keep(handle.attributes(), "nvmlDeviceGetAttributes", errors);
+        found.push(InstanceReading {
+            uuid,
+            slices: attributes.map_or(0, |a| a.gpu_instance_slice_count),
+            processes: processes(&handle, errors).0,
+        });
+    }
+    Some((slots, found))
 }
 
 fn failed(call: &'static str) -> impl Fn(NvmlError) -> CallError {

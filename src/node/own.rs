@@ -2,7 +2,7 @@
 //! log joules an image.
 
 use super::attribution::Holder;
-use super::sampler::Shared;
+use super::shared::Shared;
 use crate::serve::http::{Answer, Call};
 use hyper::StatusCode;
 use serde_json::json;

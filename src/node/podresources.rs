@@ -52,6 +52,22 @@ pub struct ContainerDevices {
 /// holder's UID is empty: the kubelet does not tell it.
 pub type Holders = BTreeMap<String, BTreeMap<Holder, u64>>;
 
+/// One device of one container, by the name that its plugin gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    pub holder: Holder,
+    pub device: String,
+}
+
+/// The GPUs that device names may mean.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// UUID by index.
+    pub by_index: BTreeMap<u32, String>,
+    /// The GPU of each MIG instance, by UUID.
+    pub instances: BTreeMap<String, String>,
+}
+
 /// A connection to the kubelet's socket that is made when first needed and again after
 /// the kubelet restarts.
 #[derive(Debug, Clone)]
@@ -89,10 +105,9 @@ impl Kubelet {
     }
 }
 
-/// Holders by GPU, out of the kubelet's answer. Device ids that name no GPU by UUID are
-/// resolved through `by_index` (GKE's `nvidia0`); others are left out.
-pub fn holders(answer: &ListResponse, by_index: &BTreeMap<u32, String>) -> Holders {
-    let mut holders = Holders::new();
+/// NVIDIA's devices, out of the kubelet's answer.
+pub fn claims(answer: &ListResponse) -> Vec<Claim> {
+    let mut claims = Vec::new();
     for pod in &answer.pods {
         for container in &pod.containers {
             let ids = container
@@ -100,33 +115,59 @@ pub fn holders(answer: &ListResponse, by_index: &BTreeMap<u32, String>) -> Holde
                 .iter()
                 .filter(|d| d.resource_name.starts_with("nvidia.com/"))
                 .flat_map(|d| &d.device_ids);
-            for uuid in ids.filter_map(|id| gpu_of(id, by_index)) {
-                let holder = Holder {
+            claims.extend(ids.map(|id| Claim {
+                holder: Holder {
                     uid: String::new(),
                     namespace: pod.namespace.clone(),
                     pod: pod.name.clone(),
                     container: container.name.clone(),
-                };
-                *holders.entry(uuid).or_default().entry(holder).or_default() += 1;
-            }
+                    instance: None,
+                },
+                device: id.clone(),
+            }));
         }
     }
-    holders
+    claims
 }
 
-/// `GPU-uuid`, `GPU-uuid::replica`, `nvidia0`, `nvidia0/vgpu3`.
-fn gpu_of(id: &str, by_index: &BTreeMap<u32, String>) -> Option<String> {
-    let device = id.split("::").next().unwrap_or(id);
-    if device.starts_with("GPU-") {
-        return Some(device.to_owned());
+impl Devices {
+    /// Holders by GPU, and how many devices are none that is known.
+    pub fn holders(&self, claims: &[Claim]) -> (Holders, usize) {
+        let mut holders = Holders::new();
+        let mut unknown = 0;
+        for claim in claims {
+            let Some((gpu, instance)) = self.find(&claim.device) else {
+                unknown += 1;
+                continue;
+            };
+            let holder = Holder {
+                instance,
+                ..claim.holder.clone()
+            };
+            *holders.entry(gpu).or_default().entry(holder).or_default() += 1;
+        }
+        (holders, unknown)
     }
-    let index = device
-        .strip_prefix("nvidia")?
-        .split('/')
-        .next()?
-        .parse()
-        .ok()?;
-    by_index.get(&index).cloned()
+
+    /// GPU and MIG instance of `GPU-uuid`, `MIG-uuid`, either with `::replica`, `nvidia0`,
+    /// `nvidia0/vgpu3`.
+    fn find(&self, id: &str) -> Option<(String, Option<String>)> {
+        let device = id.split("::").next().unwrap_or(id);
+        if device.starts_with("GPU-") {
+            return Some((device.to_owned(), None));
+        }
+        if device.starts_with("MIG-") {
+            let gpu = self.instances.get(device)?;
+            return Some((gpu.clone(), Some(device.to_owned())));
+        }
+        let index = device
+            .strip_prefix("nvidia")?
+            .split('/')
+            .next()?
+            .parse()
+            .ok()?;
+        Some((self.by_index.get(&index)?.clone(), None))
+    }
 }
 
 #[cfg(test)]
@@ -144,7 +185,7 @@ mod tests {
             devices: vec![
                 devices(
                     "nvidia.com/gpu.shared",
-                    &["GPU-1::0", "GPU-1::1", "nvidia3"],
+                    &["GPU-1::0", "GPU-1::1", "nvidia3", "MIG-5::0", "MIG-6"],
                 ),
                 devices("example.com/fpga", &["GPU-1"]),
             ],
@@ -154,19 +195,24 @@ mod tests {
             namespace: "n".into(),
             containers: vec![container],
         };
-        let holders = holders(
-            &ListResponse { pods: vec![pod] },
-            &BTreeMap::from([(3, "GPU-3".to_owned())]),
-        );
-        assert_eq!(holders["GPU-1"].values().copied().collect::<Vec<_>>(), [2]);
-        assert_eq!(holders["GPU-3"].values().copied().collect::<Vec<_>>(), [1]);
+        let devices = Devices {
+            by_index: BTreeMap::from([(3, "GPU-3".to_owned())]),
+            instances: BTreeMap::from([("MIG-5".to_owned(), "GPU-4".to_owned())]),
+        };
+        let (holders, unknown) = devices.holders(&claims(&ListResponse { pods: vec![pod] }));
+        let weights = |gpu: &str| holders[gpu].values().copied().collect::<Vec<_>>();
+        assert_eq!(weights("GPU-1"), [2]);
+        assert_eq!(weights("GPU-3"), [1]);
+        let (instance, _) = holders["GPU-4"].first_key_value().unwrap();
+        assert_eq!(instance.instance.as_deref(), Some("MIG-5"));
+        assert_eq!(unknown, 1, "an instance that is not there yet");
     }
 
     proptest::proptest! {
         #[test]
         fn no_bytes_from_the_kubelet_make_it_panic(bytes in proptest::collection::vec(0_u8.., 0..300)) {
             if let Ok(answer) = ListResponse::decode(bytes.as_slice()) {
-                let _ = holders(&answer, &BTreeMap::new());
+                let _ = Devices::default().holders(&claims(&answer));
             }
         }
     }

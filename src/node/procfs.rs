@@ -20,6 +20,9 @@ struct Seen {
     alive_at: u64,
 }
 
+/// nvidia-cuda-mps-server and -control, as the kernel cuts a process's name.
+const MPS_SERVER: &str = "nvidia-cuda-mps";
+
 /// How long after its exit a process is still known.
 const REMEMBERED_US: u64 = 15_000_000;
 
@@ -44,6 +47,12 @@ impl Processes {
                 .seen
                 .get(&pid)
                 .is_none_or(|seen| Some(seen.start) == start)
+    }
+
+    /// True for the server that clients of MPS work through.
+    pub(super) fn serves_mps(&self, pid: u32) -> bool {
+        let path = self.root.join(pid.to_string()).join("comm");
+        std::fs::read_to_string(path).is_ok_and(|name| name.starts_with(MPS_SERVER))
     }
 
     /// Whose a process is; `None` where it cannot be told.

@@ -5,93 +5,28 @@ use super::allocations::Allocations;
 use super::attribution::{Holder, Owner};
 use super::checkpoint::{Checkpoint, Found, View, boot_id};
 use super::exporter::Settings;
-use super::ledger::{LedgerPage, page};
+use super::ledger::page;
 use super::meter::{Look, Meter};
 use super::metrics::{Health, NodeSnapshot};
+use super::mig::{Instance, Mig};
 use super::names::PodNames;
-use super::nvml::{GpuInfo, OpenError, Reader};
-use super::podresources::Holders;
+use super::nvml::{CallError, GpuInfo, InstanceReading, OpenError, Reader};
+use super::podresources::Devices;
 use super::procfs::Processes;
-use super::replay::Replay;
+use super::shared::Shared;
 use crate::clock;
 use crate::serve::crash;
-use arc_swap::ArcSwap;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::Notify;
 
 /// How often pods and processes are looked for; a look at a folder's time and at a few
 /// files of /proc.
 const WATCH: Duration = Duration::from_millis(50);
 /// Pause before NVML is tried again.
 const REOPEN_US: u64 = 10_000_000;
-
-/// What the kubelet last said.
-#[derive(Debug, Default)]
-pub(super) struct Listed {
-    /// Counts answers.
-    pub(super) number: u64,
-    /// µs, monotonic: when it was asked.
-    pub(super) asked: u64,
-    pub(super) holders: Holders,
-    pub(super) errors: BTreeMap<String, u64>,
-    pub(super) healthy: bool,
-}
-
-/// What the sampler shares with the async side.
-pub(super) struct Shared {
-    pub(super) listed: ArcSwap<Listed>,
-    pub(super) ask_kubelet: Notify,
-    pub(super) by_index: ArcSwap<BTreeMap<u32, String>>,
-    pub(super) snapshot: ArcSwap<NodeSnapshot>,
-    pub(super) ledger: ArcSwap<LedgerPage>,
-    pub(super) replays: ArcSwap<Vec<Arc<Replay>>>,
-    pub(super) stop: AtomicBool,
-    /// GPUs that processes of this PID namespace use; the only one, where there is one.
-    pub(super) used: ArcSwap<BTreeSet<String>>,
-    /// Someone wants to know now.
-    wanted: AtomicBool,
-    looks: AtomicU64,
-}
-
-/// A look that was asked for is waited for this long.
-const LOOK_DEADLINE: Duration = Duration::from_secs(2);
-
-impl Shared {
-    /// Nothing is known yet.
-    pub(super) fn new(node: &str) -> Self {
-        Self {
-            listed: ArcSwap::default(),
-            ask_kubelet: Notify::new(),
-            by_index: ArcSwap::default(),
-            snapshot: ArcSwap::from_pointee(NodeSnapshot::default()),
-            ledger: ArcSwap::from_pointee(LedgerPage {
-                node: node.to_owned(),
-                ..LedgerPage::default()
-            }),
-            replays: ArcSwap::default(),
-            stop: AtomicBool::new(false),
-            used: ArcSwap::default(),
-            wanted: AtomicBool::new(false),
-            looks: AtomicU64::new(0),
-        }
-    }
-
-    /// Waits for a look that began after now.
-    pub(super) async fn look_now(&self) {
-        let before = self.looks.load(Ordering::Acquire);
-        self.wanted.store(true, Ordering::Release);
-        let looked = async {
-            while self.looks.load(Ordering::Acquire) == before {
-                tokio::time::sleep(WATCH / 5).await;
-            }
-        };
-        let _ = tokio::time::timeout(LOOK_DEADLINE, looked).await;
-    }
-}
 
 /// What the sampler found out of the node, for people who ask.
 #[derive(Debug, Serialize)]
@@ -110,6 +45,10 @@ pub(super) struct FoundOut {
 pub(super) struct Sampler {
     settings: Settings,
     shared: Arc<Shared>,
+    /// What device names mean; changes when a GPU is cut anew.
+    devices: Devices,
+    /// The kubelet's last answer was read with other devices.
+    devices_changed: bool,
     reader: Option<Reader>,
     meter: Meter,
     allocations: Allocations,
@@ -136,6 +75,8 @@ impl Sampler {
         let processes = Processes::new(settings.proc_root.clone());
         Self {
             shared,
+            devices: Devices::default(),
+            devices_changed: false,
             reader: None,
             meter: Meter::default(),
             allocations: Allocations::new(clock::monotonic_micros()),
@@ -259,8 +200,10 @@ impl Sampler {
         FoundOut {
             health: self.health.report(),
             gpus: self.reader.iter().flat_map(Reader::gpus).cloned().collect(),
-            holders: listed
-                .holders
+            holders: self
+                .devices
+                .holders(&listed.claims)
+                .0
                 .iter()
                 .map(|(gpu, holders)| (gpu.clone(), named(holders)))
                 .collect(),
@@ -279,19 +222,25 @@ impl Sampler {
                 for error in reader.errors.drain(..) {
                     self.health.count(&error);
                 }
-                let mut by_index = BTreeMap::new();
+                self.devices = Devices::default();
                 for gpu in reader.gpus() {
                     tracing::info!(uuid = gpu.uuid, model = gpu.model, "metering");
-                    by_index.insert(gpu.index, gpu.uuid.clone());
+                    self.devices.by_index.insert(gpu.index, gpu.uuid.clone());
                     self.meter
                         .add_gpu(gpu.clone(), self.settings.idle_milliwatts);
                 }
-                self.shared.by_index.store(Arc::new(by_index));
+                self.devices_changed = true;
                 self.opened = Some(clock::monotonic_micros());
                 self.health.nvml(Ok(()));
                 self.reader = Some(reader);
             }
-            Err(error) => self.health.nvml(Err(error)),
+            Err(error) => {
+                if let OpenError::Init(code) = error {
+                    let call = "nvmlInit";
+                    self.health.count(&CallError { call, code });
+                }
+                self.health.nvml(Err(error));
+            }
         }
     }
 
@@ -316,17 +265,19 @@ impl Sampler {
         let listed = self.shared.listed.load_full();
         // A list from before the GPUs were known may have left some of them out.
         let complete = self.opened.is_some_and(|opened| listed.asked >= opened);
-        if listed.number != self.listed && complete {
+        let news = listed.number != self.listed || self.devices_changed;
+        if news && complete && listed.number > 0 {
             self.listed = listed.number;
+            self.devices_changed = false;
+            let (holders, unknown) = self.devices.holders(&listed.claims);
+            self.health.unknown_devices(unknown);
             let names = &self.names;
             let own = self.settings.own.as_ref().map(|own| own.uid.clone());
             let uid = |namespace: &str, pod: &str| {
                 let named = || names.uid(namespace, pod).map(str::to_owned);
                 own.clone().or_else(named)
             };
-            event |= self
-                .allocations
-                .observe(&listed.holders, listed.asked, now, uid);
+            event |= self.allocations.observe(&holders, listed.asked, now, uid);
         }
         if self.allocations.is_dirty() {
             self.shared.ask_kubelet.notify_one();
@@ -431,6 +382,10 @@ impl Sampler {
         let mut contexts = BTreeSet::new();
         if visible {
             for pid in &reading.processes {
+                // The server of MPS is nobody's tenant: its clients are.
+                if self.processes.serves_mps(*pid) {
+                    continue;
+                }
                 if let Some(owner) = self.processes.owner(*pid, now) {
                     if let Owner::Pod(uid) = &owner {
                         self.allocations.pod_alive(uid);
@@ -440,11 +395,18 @@ impl Sampler {
                 }
             }
             for (pid, percent, _) in &reading.utilisation {
+                if self.processes.serves_mps(*pid) {
+                    continue;
+                }
                 if let Some(owner) = self.processes.owner(*pid, now) {
                     *activity.entry(owner).or_default() += u64::from(*percent);
                 }
             }
         }
+        let mig = reading.mig.as_ref().map(|(slots, instances)| {
+            self.notice_cut(uuid, instances, now);
+            self.mig(*slots, instances, visible, now)
+        });
         let ok = reading.energy_millijoules.is_some() || reading.power_milliwatts.is_some();
         let look = Look {
             energy_millijoules: reading.energy_millijoules,
@@ -453,8 +415,52 @@ impl Sampler {
             at_rest: reading.at_rest,
             contexts,
             activity,
+            mig,
+            mps: !reading.mps_clients.is_empty(),
         };
         (look, ok)
+    }
+
+    /// A GPU that is cut anew is a change of holders.
+    fn notice_cut(&mut self, uuid: &str, instances: &[InstanceReading], now: u64) {
+        let before = self
+            .devices
+            .instances
+            .iter()
+            .filter(|(_, gpu)| *gpu == uuid);
+        let before: BTreeSet<&str> = before.map(|(instance, _)| instance.as_str()).collect();
+        let after: BTreeSet<&str> = instances.iter().map(|i| i.uuid.as_str()).collect();
+        if before == after {
+            return;
+        }
+        tracing::info!(gpu = uuid, instances = after.len(), "is cut by MIG anew");
+        self.devices.instances.retain(|_, gpu| gpu != uuid);
+        for instance in instances {
+            let gpu = uuid.to_owned();
+            self.devices.instances.insert(instance.uuid.clone(), gpu);
+        }
+        self.devices_changed = true;
+        self.allocations.something_happened(now);
+    }
+
+    fn mig(&mut self, slots: u32, found: &[InstanceReading], visible: bool, now: u64) -> Mig {
+        let mut instances = BTreeMap::new();
+        for reading in found {
+            let seen = reading.processes.iter().filter(|_| visible);
+            let contexts = seen
+                .filter_map(|pid| self.processes.owner(*pid, now))
+                .collect();
+            let instance = Instance {
+                slices: u64::from(reading.slices),
+                busy: !reading.processes.is_empty(),
+                contexts,
+            };
+            instances.insert(reading.uuid.clone(), instance);
+        }
+        Mig {
+            slices: u64::from(slots),
+            instances,
+        }
     }
 
     fn publish(&mut self, now: u64) {

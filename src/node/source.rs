@@ -2,8 +2,8 @@
 
 use super::attribution::Holder;
 use super::exporter::{ExporterError, Settings};
-use super::podresources::{Holders, Kubelet, holders};
-use super::sampler::{Listed, Shared};
+use super::podresources::{Claim, Kubelet, claims};
+use super::shared::{Listed, Shared};
 use crate::clock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,16 +30,16 @@ impl Source {
         Ok(Self::Kubelet(kubelet))
     }
 
-    /// Holders by GPU.
-    pub(super) async fn list(&self, shared: &Shared) -> Result<Holders, tonic::Status> {
+    /// Who holds which device.
+    pub(super) async fn list(&self, shared: &Shared) -> Result<Vec<Claim>, tonic::Status> {
         match self {
-            Self::Kubelet(kubelet) => {
-                let answer = kubelet.list().await?;
-                Ok(holders(&answer, &shared.by_index.load()))
-            }
+            Self::Kubelet(kubelet) => Ok(claims(&kubelet.list().await?)),
             Self::Own(own) => {
                 let used = shared.used.load();
-                let held = |gpu: &String| (gpu.clone(), BTreeMap::from([(own.clone(), 1)]));
+                let held = |gpu: &String| Claim {
+                    holder: own.clone(),
+                    device: gpu.clone(),
+                };
                 Ok(used.iter().map(held).collect())
             }
         }
@@ -70,7 +70,7 @@ pub(super) async fn ask(source: Source, shared: Arc<Shared>) {
 
 /// The answer as the sampler reads it; an error keeps what is known, and is named.
 pub(super) fn take(
-    answer: Result<Holders, tonic::Status>,
+    answer: Result<Vec<Claim>, tonic::Status>,
     number: u64,
     asked: u64,
     shared: &Shared,
@@ -81,7 +81,7 @@ pub(super) fn take(
             let listed = Listed {
                 number,
                 asked,
-                holders: answer,
+                claims: answer,
                 errors: BTreeMap::new(),
                 healthy: true,
             };
@@ -94,7 +94,7 @@ pub(super) fn take(
             let listed = Listed {
                 number: previous.number,
                 asked: previous.asked,
-                holders: previous.holders.clone(),
+                claims: previous.claims.clone(),
                 errors: BTreeMap::new(),
                 healthy: false,
             };

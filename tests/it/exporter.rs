@@ -12,9 +12,9 @@ use crate::support::runtime;
 
 const SOON: Duration = Duration::from_secs(20);
 
-struct Bench {
-    folder: PathBuf,
-    address: String,
+pub(crate) struct Bench {
+    pub(crate) folder: PathBuf,
+    pub(crate) address: String,
     exporter: Process,
 }
 
@@ -22,11 +22,11 @@ struct Bench {
     clippy::disallowed_methods,
     reason = "the simulation lives by the wall clock"
 )]
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap()
 }
 
-fn gpu(number: u8) -> Gpu {
+pub(crate) fn gpu(number: u8) -> Gpu {
     Gpu {
         uuid: format!("GPU-{number}"),
         name: "NVIDIA A100-SXM4-40GB".into(),
@@ -39,10 +39,11 @@ fn gpu(number: u8) -> Gpu {
         processes: vec![],
         faults: vec![],
         resets: vec![],
+        instances: vec![],
     }
 }
 
-fn scenario(gpus: Vec<Gpu>) -> Scenario {
+pub(crate) fn scenario(gpus: Vec<Gpu>) -> Scenario {
     Scenario {
         driver_version: "580.95.05".into(),
         missing: vec![],
@@ -53,10 +54,19 @@ fn scenario(gpus: Vec<Gpu>) -> Scenario {
 
 /// Starts an exporter; without a scenario there is no library either.
 fn start(name: &str, scenario: Option<&Scenario>) -> Bench {
-    static HOST: AtomicU8 = AtomicU8::new(1);
-    let folder = harness::target()
+    start_with(name, scenario, &[])
+}
+
+/// The folder of a test's exporter.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    harness::target()
         .join("it")
-        .join(format!("exporter-{}-{name}", std::process::id()));
+        .join(format!("exporter-{}-{name}", std::process::id()))
+}
+
+pub(crate) fn start_with(name: &str, scenario: Option<&Scenario>, flags: &[&str]) -> Bench {
+    static HOST: AtomicU8 = AtomicU8::new(1);
+    let folder = folder(name);
     std::fs::create_dir_all(folder.join("pods")).unwrap();
     let address = format!(
         "127.99.{}.{}:9402",
@@ -65,6 +75,7 @@ fn start(name: &str, scenario: Option<&Scenario>) -> Bench {
     );
     let mut command = Command::new(env!("CARGO_BIN_EXE_jouleward"));
     command.args(["exporter", "--node-name=n", "--listen", &address]);
+    command.args(flags);
     command.arg(format!("--pod-logs={}", folder.join("pods").display()));
     command.arg(format!("--proc-root={}", folder.join("proc").display()));
     command.arg(format!(
@@ -86,7 +97,12 @@ fn start(name: &str, scenario: Option<&Scenario>) -> Bench {
 }
 
 impl Bench {
-    fn until(&self, path: &str, what: &str, check: impl Fn(u16, &str) -> bool) -> String {
+    pub(crate) fn until(
+        &self,
+        path: &str,
+        what: &str,
+        check: impl Fn(u16, &str) -> bool,
+    ) -> String {
         let look = || async {
             let (status, text) = get(&self.address, path, "text/plain").await?;
             Ok(check(status, &text).then_some(text))
@@ -105,13 +121,13 @@ impl Bench {
         }
     }
 
-    fn change(&self, scenario: &Scenario) {
+    pub(crate) fn change(&self, scenario: &Scenario) {
         scenario.write(&self.folder.join("scenario.json")).unwrap();
     }
 }
 
 /// The value of the first series that begins so.
-fn value(text: &str, series: &str) -> f64 {
+pub(crate) fn value(text: &str, series: &str) -> f64 {
     let line = text.lines().find(|line| line.starts_with(series));
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
         .unwrap_or(f64::NAN)
@@ -144,6 +160,13 @@ fn a_driver_that_refuses_is_named_and_not_ready() {
     });
     assert!(text.contains("nvmlInit answered no_permission"), "{text}");
     bench.until("/healthz", "alive all the same", |status, _| status == 200);
+    bench.until("/metrics", "the refusal is counted", |_, text| {
+        text.contains("call=\"nvmlInit\",code=\"no_permission\"")
+    });
+    bench.change(&scenario(vec![gpu(0)]));
+    bench.until("/metrics", "it is tried again", |_, text| {
+        text.contains("jouleward_gpus{node=\"n\"} 1")
+    });
 }
 
 #[test]
@@ -239,9 +262,7 @@ fn a_counter_that_jumps_bills_nothing() {
 
 /// An exporter that looks twice, prints, and ends.
 fn in_passing(name: &str, flag: &str) -> String {
-    let folder = harness::target()
-        .join("it")
-        .join(format!("exporter-{}-{name}", std::process::id()));
+    let folder = folder(name);
     std::fs::create_dir_all(folder.join("pods/team-a_images-0_0f1e2d3c")).unwrap();
     scenario(vec![gpu(0)])
         .write(&folder.join("scenario.json"))

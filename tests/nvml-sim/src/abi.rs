@@ -16,8 +16,18 @@ pub const DRIVER_NOT_LOADED: u32 = 9;
 pub const FUNCTION_NOT_FOUND: u32 = 13;
 pub const UNKNOWN: u32 = 999;
 
-/// An opaque device handle: index + 1, never null.
+/// An opaque device handle, never null: index + 1, and above 16 bits the MIG slot + 1.
 pub type Device = *mut c_void;
+
+/// The GPU that a handle names, by index.
+pub fn index(device: Device) -> usize {
+    (device as usize & 0xffff).wrapping_sub(1)
+}
+
+/// The MIG slot that a handle names.
+pub fn slot(device: Device) -> Option<u32> {
+    u32::try_from(device as usize >> 16).ok()?.checked_sub(1)
+}
 
 #[repr(C)]
 pub struct Pci {
@@ -78,6 +88,21 @@ pub struct Sample {
     pub value: u64,
 }
 
+#[repr(C)]
+#[derive(Default)]
+pub struct Attributes {
+    pub multiprocessors: u32,
+    pub copy_engines: u32,
+    pub decoders: u32,
+    pub encoders: u32,
+    pub jpegs: u32,
+    pub ofas: u32,
+    pub gpu_instance_slices: u32,
+    pub compute_instance_slices: u32,
+    pub memory_mb: u64,
+}
+
+const _: () = assert!(size_of::<Attributes>() == 40);
 const _: () = assert!(size_of::<Pci>() == 68);
 const _: () = assert!(size_of::<ProcessInfo>() == 24);
 const _: () = assert!(size_of::<ProcessUtilizationSample>() == 32);
@@ -87,8 +112,7 @@ const _: () = assert!(size_of::<Sample>() == 16);
 /// Looks a GPU up by handle and answers with its code where the scenario says so.
 pub fn with(device: Device, call: &str, answer: impl FnOnce(&Gpu, u64) -> u32) -> u32 {
     checked(call, |scenario| {
-        let index = (device as usize).wrapping_sub(1);
-        let Some(gpu) = scenario.gpus.get(index) else {
+        let Some(gpu) = scenario.gpus.get(index(device)) else {
             return INVALID_ARGUMENT;
         };
         let now = clock::now();
@@ -96,6 +120,10 @@ pub fn with(device: Device, call: &str, answer: impl FnOnce(&Gpu, u64) -> u32) -
             .faults
             .iter()
             .find(|f| (f.call == "*" || f.call == call) && f.from_us <= now && now < f.until_us);
+        // The handle of an instance that is gone, until another is made in its slot.
+        if slot(device).is_some_and(|slot| gpu.instance(slot, now).is_none()) {
+            return INVALID_ARGUMENT;
+        }
         fault.map_or_else(|| answer(gpu, now), |fault| fault.code)
     })
 }

@@ -2,7 +2,7 @@
 
 use crate::abi::{
     Device, FieldValue, INVALID_ARGUMENT, Memory, NOT_FOUND, NOT_SUPPORTED, Pci, SUCCESS, Sample,
-    Utilization, put, put_list, put_text, with,
+    Utilization, index, put, put_list, put_text, slot, with,
 };
 use std::ffi::c_char;
 
@@ -19,6 +19,15 @@ const TYPE_UNSIGNED_LONG_LONG: u32 = 3;
 )]
 fn milliwatts(watts: f64) -> u32 {
     (watts * 1000.0) as u32
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetUUID(device: Device, out: *mut c_char, length: u32) -> u32 {
+    with(device, "nvmlDeviceGetUUID", |gpu, now| {
+        let instance = slot(device).and_then(|slot| gpu.instance(slot, now));
+        let uuid = instance.map_or(&gpu.uuid, |instance| &instance.uuid);
+        unsafe { put_text(out, length, uuid) }
+    })
 }
 
 fn bus_id(index: usize) -> String {
@@ -45,7 +54,6 @@ macro_rules! device_call {
     };
 }
 
-device_call!(nvmlDeviceGetUUID(out: *mut c_char, length: u32) => |gpu, now| put_text(out, length, &gpu.uuid));
 device_call!(nvmlDeviceGetName(out: *mut c_char, length: u32) => |gpu, now| put_text(out, length, &gpu.name));
 device_call!(nvmlDeviceGetSerial(out: *mut c_char, length: u32) => |gpu, now| put_text(out, length, &gpu.uuid));
 device_call!(nvmlDeviceGetArchitecture(out: *mut u32) => |gpu, now| put(out, 7));
@@ -63,19 +71,6 @@ device_call!(nvmlDeviceGetUtilizationRates(out: *mut Utilization) => |gpu, now| 
     let busy: u32 = gpu.processes.iter().filter(|p| p.runs_at(now)).map(|p| p.sm_percent).sum();
     put(out, Utilization { gpu: busy.min(100), memory: busy.min(100) / 2 })
 });
-
-#[unsafe(no_mangle)]
-pub extern "C" fn nvmlDeviceGetMigMode(
-    device: Device,
-    _current: *mut u32,
-    _pending: *mut u32,
-) -> u32 {
-    with(device, "nvmlDeviceGetMigMode", |_, _| NOT_SUPPORTED)
-}
-
-fn index(device: Device) -> usize {
-    (device as usize).wrapping_sub(1)
-}
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetIndex(device: Device, out: *mut u32) -> u32 {

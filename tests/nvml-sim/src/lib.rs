@@ -19,6 +19,7 @@
 
 mod abi;
 mod calls_device;
+mod calls_mig;
 mod calls_process;
 mod calls_system;
 mod clock;
@@ -26,5 +27,6 @@ mod model;
 pub mod scenario;
 
 pub use calls_device::*;
+pub use calls_mig::*;
 pub use calls_process::*;
 pub use calls_system::*;

@@ -1,6 +1,6 @@
 //! The physics: power at a moment, energy up to a moment, who is seen on the GPU.
 
-use crate::scenario::{Gpu, Process};
+use crate::scenario::{Gpu, Instance, Process};
 
 /// The driver's utilisation ring: entries and their distance.
 pub(crate) const RING: u64 = 72;
@@ -58,11 +58,22 @@ impl Gpu {
         base + burned
     }
 
+    /// The MIG instance in a slot at a moment.
+    pub(crate) fn instance(&self, slot: u32, t: u64) -> Option<&Instance> {
+        self.instances
+            .iter()
+            .find(|i| i.slot == slot && i.from_us <= t && i.until_us.is_none_or(|until| t < until))
+    }
+
     /// The PID that sample `k` of the ring names, if any: resident processes take turns by
     /// their share of time.
     pub(crate) fn sampled(&self, k: u64) -> Option<&Process> {
         let t = k * SAMPLE_US;
         let running: Vec<&Process> = self.processes.iter().filter(|p| p.runs_at(t)).collect();
+        // Clients of MPS run together, and a sample names one of them.
+        if let Some(client) = running.iter().find(|p| p.mps && p.sm_percent > 0) {
+            return Some(client);
+        }
         let total: u32 = running.iter().map(|p| p.sm_percent).sum();
         // The golden ratio's multiples fill the interval evenly: every share is met soon.
         let turn = (k as f64 * 0.618_033_988_749_895).fract() * f64::from(total.max(100));
@@ -94,7 +105,9 @@ mod tests {
                 end_us: Some(3_000_000),
                 watts: 200.0,
                 sm_percent: 90,
+                ..Process::default()
             }],
+            instances: vec![],
             faults: vec![],
             resets: vec![],
         }
@@ -127,6 +140,7 @@ mod tests {
                 end_us: None,
                 watts: 1.0,
                 sm_percent,
+                ..Process::default()
             })
             .to_vec();
         let count = |pid| {

@@ -21,7 +21,7 @@ fn driver() -> String {
     "580.95.05".to_owned()
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gpu {
     pub uuid: String,
     pub name: String,
@@ -39,6 +39,9 @@ pub struct Gpu {
     pub no_energy: bool,
     #[serde(default)]
     pub processes: Vec<Process>,
+    /// MIG instances; any at all means that MIG is on.
+    #[serde(default)]
+    pub instances: Vec<Instance>,
     #[serde(default)]
     pub faults: Vec<Fault>,
     /// The counter jumps to a value: driver reload, GPU reset.
@@ -47,7 +50,7 @@ pub struct Gpu {
 }
 
 /// A process that burns on top of idle power while it lives.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Process {
     pub pid: u32,
     pub start_us: u64,
@@ -56,6 +59,26 @@ pub struct Process {
     pub watts: f64,
     /// Share of time with a kernel resident, percent.
     pub sm_percent: u32,
+    /// The UUID of the MIG instance that it runs in.
+    #[serde(default)]
+    pub instance: Option<String>,
+    /// A client of MPS: samples name one client at a time, always the same.
+    #[serde(default)]
+    pub mps: bool,
+}
+
+/// A MIG instance: one GPU instance with one compute instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Instance {
+    /// `MIG-…`
+    pub uuid: String,
+    /// Its slot: what is made there later is reached by the same handle.
+    pub slot: u32,
+    /// Of seven.
+    pub slices: u32,
+    pub from_us: u64,
+    /// `None` = still there.
+    pub until_us: Option<u64>,
 }
 
 /// One call answers with a code for a while.

@@ -68,6 +68,7 @@ impl Gpus {
             origin_mj: 123_456,
             no_energy: false,
             processes: Vec::new(),
+            instances: vec![],
             faults: Vec::new(),
             resets: Vec::new(),
         };
@@ -132,6 +133,7 @@ impl State {
                     end_us: end,
                     watts,
                     sm_percent,
+                    ..nvml_sim::scenario::Process::default()
                 };
                 self.scenario.gpus[*gpu].processes.push(process);
                 begin = end.unwrap_or(begin);

@@ -1,0 +1,76 @@
+//! What the sampler's thread shares with the async side: the kubelet's answers one way,
+//! what was metered the other.
+
+use super::ledger::LedgerPage;
+use super::metrics::NodeSnapshot;
+use super::podresources::Claim;
+use super::replay::Replay;
+use arc_swap::ArcSwap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// What the kubelet last said.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// Counts answers.
+    pub(super) number: u64,
+    /// µs, monotonic: when it was asked.
+    pub(super) asked: u64,
+    pub(super) claims: Vec<Claim>,
+    pub(super) errors: BTreeMap<String, u64>,
+    pub(super) healthy: bool,
+}
+
+/// What the sampler shares with the async side.
+pub(super) struct Shared {
+    pub(super) listed: ArcSwap<Listed>,
+    pub(super) ask_kubelet: Notify,
+    pub(super) snapshot: ArcSwap<NodeSnapshot>,
+    pub(super) ledger: ArcSwap<LedgerPage>,
+    pub(super) replays: ArcSwap<Vec<Arc<Replay>>>,
+    pub(super) stop: AtomicBool,
+    /// GPUs that processes of this PID namespace use; the only one, where there is one.
+    pub(super) used: ArcSwap<BTreeSet<String>>,
+    /// Someone wants to know now.
+    pub(super) wanted: AtomicBool,
+    pub(super) looks: AtomicU64,
+}
+
+/// A look that was asked for is waited for this long.
+const LOOK_DEADLINE: Duration = Duration::from_secs(2);
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
+impl Shared {
+    /// Nothing is known yet.
+    pub(super) fn new(node: &str) -> Self {
+        Self {
+            listed: ArcSwap::default(),
+            ask_kubelet: Notify::new(),
+            snapshot: ArcSwap::from_pointee(NodeSnapshot::default()),
+            ledger: ArcSwap::from_pointee(LedgerPage {
+                node: node.to_owned(),
+                ..LedgerPage::default()
+            }),
+            replays: ArcSwap::default(),
+            stop: AtomicBool::new(false),
+            used: ArcSwap::default(),
+            wanted: AtomicBool::new(false),
+            looks: AtomicU64::new(0),
+        }
+    }
+
+    /// Waits for a look that began after now.
+    pub(super) async fn look_now(&self) {
+        let before = self.looks.load(Ordering::Acquire);
+        self.wanted.store(true, Ordering::Release);
+        let looked = async {
+            while self.looks.load(Ordering::Acquire) == before {
+                tokio::time::sleep(LOOK_PAUSE).await;
+            }
+        };
+        let _ = tokio::time::timeout(LOOK_DEADLINE, looked).await;
+    }
+}
