@@ -135,7 +135,7 @@ metrics! { CONTROLLER_METRICS:
 metrics! { WEBHOOK_METRICS:
     REVIEWS = Counter "admission_reviews" None, "webhook, kind, decision", "Reviews answered: allowed, held, warned, denied or error";
     VERDICTS = Counter "verdicts" None, "namespace, reason", "Verdicts by reason";
-    REVIEW_SECONDS = Histogram "admission_review_duration" SECONDS, "webhook", "Time from a parsed review to its answer";
-    SNAPSHOT_AGE = Gauge "snapshot_age" SECONDS, "", "Age of the snapshot that reviews are answered from";
+    REVIEW_SECONDS = Histogram "admission_review_duration" SECONDS, "webhook", "Time from a whole review to its answer";
+    SNAPSHOT_AGE = Gauge "snapshot_age" SECONDS, "", "Time since the API server was last heard of: how old what reviews are answered from may be";
     LEADER_STALE = Gauge "leader_stale" None, "", "1 while no leader is at work and nothing is held";
 }

@@ -6,7 +6,7 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use jouleward::api::{CarbonBudget, EnergyLaw};
-use jouleward::cluster::{Lite, Snapshot, Step, answer};
+use jouleward::cluster::{Lite, Reviewer, Snapshot, Step, answer};
 use jouleward::serve::http::{Answer, Call, Server};
 use jouleward::serve::shutdown;
 use jouleward::serve::tls::{Certificate, server_config};
@@ -91,24 +91,18 @@ fn snapshot() -> Snapshot {
 }
 
 pub(crate) fn run() {
-    let snapshot = Arc::new(snapshot());
+    let snapshot = snapshot();
     let reviews: Arc<Vec<Bytes>> = Arc::new((0..256).map(|n| Bytes::from(review(n))).collect());
     println!(
         "webhook: {NAMESPACES} namespaces, reviews of {:.1} kB",
         reviews[0].len() as f64 / 1000.0
     );
     in_process(&snapshot, &reviews);
+    // The very handler of the webhook, metrics and all.
+    let reviewer = Arc::new(Reviewer::new(snapshot));
     let ours = {
-        let snapshot = snapshot.clone();
-        move |call: &Call| {
-            let now = jiff::Timestamp::now();
-            let step = if call.path == "/mutate" {
-                Step::Mutate
-            } else {
-                Step::Validate
-            };
-            Answer::json(answer(step, &call.body, &snapshot, now).unwrap().0)
-        }
+        let reviewer = reviewer.clone();
+        move |call: &Call| reviewer.answer(call)
     };
     // It parses into the same lean types: only the deciding is left out.
     let allow_all = |call: &Call| {

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -23,6 +24,8 @@ pub(super) struct Watches<'a> {
     pub(super) tasks: &'a mut JoinSet<()>,
     pub(super) client: &'a Client,
     pub(super) changed: &'a Arc<Notify>,
+    /// µs, monotonic: when any of them last heard of the API server.
+    pub(super) heard: &'a Arc<AtomicU64>,
     pub(super) stop: &'a Stop,
 }
 
@@ -45,6 +48,7 @@ impl Watches<'_> {
             reduce,
             cache.clone(),
             self.changed.clone(),
+            self.heard.clone(),
             self.stop.clone(),
         ));
     }

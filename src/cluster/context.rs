@@ -76,6 +76,8 @@ pub(super) struct Context {
     epoch: AtomicI64,
     leads_until: AtomicU64,
     pub(super) changed: Arc<Notify>,
+    /// µs, monotonic: when the API server was last heard of.
+    pub(super) heard: Arc<AtomicU64>,
 }
 
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -93,6 +95,7 @@ impl Context {
             epoch: AtomicI64::new(0),
             leads_until: AtomicU64::new(0),
             changed: Arc::new(Notify::new()),
+            heard: Arc::default(),
         }
     }
 

@@ -7,11 +7,12 @@ pub use super::context::Settings;
 use super::energy::Pages;
 use super::lease::{self, Watched};
 use super::memory::Memory;
+use super::stores::seconds_since;
 use super::{certificates, cycle};
 use crate::clock;
 use crate::contract::{self as c, LEASE};
 use crate::serve::exposition::{Family, render};
-use crate::serve::http::{Answer, Call, Server};
+use crate::serve::http::{Answer, Call, Server, readiness};
 use crate::serve::shutdown::{Stop, until_stopped};
 use hyper::StatusCode;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -31,6 +32,7 @@ pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), s
         tasks: &mut tasks,
         client: &context.client,
         changed: &context.changed,
+        heard: &context.heard,
         stop: &stop,
     };
     context
@@ -170,11 +172,13 @@ fn answer(call: &Call, context: &Context) -> Answer {
             }
         }
         "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
-        "/readyz" if context.caches.synced() => Answer::text(StatusCode::OK, "ok\n"),
-        "/readyz" => Answer::text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "caches are not synced yet\n",
-        ),
+        "/readyz" => {
+            let synced = context.caches.synced();
+            let caches = if synced { "ok" } else { "not synced yet" };
+            let heard = seconds_since(&context.heard);
+            let text = format!("caches: {caches}\nAPI server: last heard of {heard:.0} s ago\n");
+            Answer::text(readiness(synced), text)
+        }
         _ => Answer::not_found(),
     }
 }

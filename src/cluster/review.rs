@@ -65,7 +65,8 @@ pub(super) fn by_namespace<'a>(
 /// What was decided, for metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    pub kind: String,
+    /// Job, Pod or other.
+    pub kind: &'static str,
     pub namespace: String,
     /// allowed, held, warned, denied or error.
     pub decision: &'static str,
@@ -118,7 +119,7 @@ fn decide_request<'r>(
         warnings: Vec::new(),
     };
     let mut outcome = Outcome {
-        kind: request.kind.kind.clone(),
+        kind: "other",
         namespace: request.namespace.clone(),
         decision: "allowed",
         reason: "NotOurs",
@@ -128,6 +129,7 @@ fn decide_request<'r>(
         "Pod" => Kind::Pod,
         _ => return (response, outcome),
     };
+    outcome.kind = kind.as_str();
     let Some(object) = object else {
         return (response, outcome);
     };

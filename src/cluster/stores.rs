@@ -4,6 +4,7 @@
 use super::objects::{Kind, Work};
 use super::wire::Lite;
 use super::world::NodeInfo;
+use crate::clock;
 use crate::serve::shutdown::Stop;
 use futures::TryStreamExt;
 use k8s_openapi::api::batch::v1::Job;
@@ -19,7 +20,7 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use tokio::sync::Notify;
 
@@ -72,6 +73,12 @@ fn key<K: Resource>(object: &K) -> String {
     )
 }
 
+/// Seconds since a moment that [`keep`] noted.
+pub(super) fn seconds_since(heard: &AtomicU64) -> f64 {
+    let heard = heard.load(Ordering::Relaxed);
+    clock::monotonic_micros().saturating_sub(heard) as f64 / 1e6
+}
+
 /// Keeps a cache up to date until told to stop; wakes `changed` with every event.
 pub(super) async fn keep<K, V>(
     api: Api<K>,
@@ -79,6 +86,7 @@ pub(super) async fn keep<K, V>(
     reduce: impl Fn(K) -> Option<V>,
     cache: Arc<Cache<V>>,
     changed: Arc<Notify>,
+    heard: Arc<AtomicU64>,
     stop: Stop,
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -92,6 +100,9 @@ pub(super) async fn keep<K, V>(
             () = stop.wait() => return,
             event = events.try_next() => event,
         };
+        if event.is_ok() {
+            heard.store(clock::monotonic_micros(), Ordering::Relaxed);
+        }
         match event {
             Ok(Some(Event::Init)) => fresh.clear(),
             Ok(Some(Event::InitApply(object))) => {

@@ -2,16 +2,16 @@
 //! while answering, and it does not matter to it who leads, only that someone does.
 
 use super::caches::{Watches, World};
-use super::review::{Snapshot, Step, answer, by_namespace};
-use super::stores::Cache;
+use super::review::{Snapshot, by_namespace};
+use super::reviewer::Reviewer;
+use super::stores::{Cache, seconds_since};
 use super::world::Objects;
 use crate::clock;
 use crate::contract::{self as c, LEASE, TLS_SECRET};
-use crate::serve::exposition::{Family, Tallies, render};
-use crate::serve::http::{Answer, Call, Server};
+use crate::serve::exposition::{Family, render};
+use crate::serve::http::{Answer, Call, Server, readiness};
 use crate::serve::shutdown::{Stop, until_stopped};
 use crate::serve::tls::{Certificate, server_config};
-use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
@@ -21,7 +21,7 @@ use kube::runtime::watcher::Config;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -63,11 +63,10 @@ impl Caches {
 
 struct Context {
     caches: Caches,
-    snapshot: ArcSwap<Snapshot>,
-    /// µs, monotonic: when the snapshot was made.
-    made: AtomicU64,
+    reviewer: Reviewer,
+    /// µs, monotonic: when the API server was last heard of.
+    heard: Arc<AtomicU64>,
     certificate: Arc<Certificate>,
-    tallies: Tallies,
     changed: Arc<Notify>,
 }
 
@@ -77,14 +76,13 @@ pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), s
     let admin = Server::bind(settings.admin_listen).await?;
     let context = Arc::new(Context {
         caches: Caches::default(),
-        snapshot: ArcSwap::from_pointee(Snapshot {
+        reviewer: Reviewer::new(Snapshot {
             oracle: Objects::default().oracle(),
             budgets: HashMap::new(),
             leader_stale: true,
         }),
-        made: AtomicU64::new(0),
+        heard: Arc::default(),
         certificate: Arc::default(),
-        tallies: Tallies::default(),
         changed: Arc::new(Notify::new()),
     });
     tracing::info!(listen = %settings.listen, "webhook starts");
@@ -93,6 +91,7 @@ pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), s
         tasks: &mut tasks,
         client: &client,
         changed: &context.changed,
+        heard: &context.heard,
         stop: &stop,
     };
     context.caches.watch(&mut watches, &settings.namespace);
@@ -105,7 +104,7 @@ pub async fn run(client: Client, settings: Settings, stop: Stop) -> Result<(), s
     let reviewed = context.clone();
     let review = move |call: Call| {
         let context = reviewed.clone();
-        async move { context.review(&call) }
+        async move { context.reviewer.answer(&call) }
     };
     tasks.spawn(server.run(Some(tls), review, stop.clone()));
     let shown = context.clone();
@@ -157,7 +156,7 @@ async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
         let alive = lease.as_ref().is_some_and(|(_, at)| {
             Duration::from_micros(now.saturating_sub(*at)) <= lease_duration * 2
         });
-        context.renew(!alive, now);
+        context.renew(!alive);
         let newest = context.caches.certificate.all().first().cloned();
         if let Some(pair) = newest.filter(|pair| served.as_ref() != Some(pair)) {
             match context.certificate.set(&pair.0, &pair.1) {
@@ -173,78 +172,29 @@ async fn refresh(context: Arc<Context>, lease_duration: Duration, stop: Stop) {
 }
 
 impl Context {
-    fn renew(&self, leader_stale: bool, now: u64) {
+    fn renew(&self, leader_stale: bool) {
         let objects = self.caches.world.objects();
         let budgets = self.caches.world.budgets.all();
         let budgets = by_namespace(budgets.iter().map(AsRef::as_ref));
-        self.snapshot.store(Arc::new(Snapshot {
+        self.reviewer.snapshot.store(Arc::new(Snapshot {
             oracle: objects.oracle(),
             budgets,
             leader_stale,
         }));
-        self.made.store(now, Ordering::Release);
-    }
-
-    fn review(&self, call: &Call) -> Answer {
-        let (step, webhook) = match call.path.as_str() {
-            "/mutate" => (Step::Mutate, "mutate"),
-            "/validate" => (Step::Validate, "validate"),
-            _ => return Answer::not_found(),
-        };
-        let began = clock::monotonic_micros();
-        let answered = answer(step, &call.body, &self.snapshot.load(), clock::now());
-        let seconds = clock::monotonic_micros().saturating_sub(began) as f64 / 1e6;
-        self.tallies.observe(
-            &c::REVIEW_SECONDS,
-            vec![("webhook", webhook.to_owned())],
-            seconds,
-        );
-        let count = |kind: &str, decision: &str| {
-            let labels = vec![
-                ("webhook", webhook.to_owned()),
-                ("kind", kind.to_owned()),
-                ("decision", decision.to_owned()),
-            ];
-            self.tallies.count(&c::REVIEWS, labels);
-        };
-        match answered {
-            Ok((body, outcome)) => {
-                count(&outcome.kind, outcome.decision);
-                if step == Step::Validate {
-                    let labels = vec![
-                        ("namespace", outcome.namespace),
-                        ("reason", outcome.reason.to_owned()),
-                    ];
-                    self.tallies.count(&c::VERDICTS, labels);
-                }
-                Answer::json(body)
-            }
-            Err(error) => {
-                count("unknown", "error");
-                Answer::text(
-                    StatusCode::BAD_REQUEST,
-                    format!("not an AdmissionReview: {error}\n"),
-                )
-            }
-        }
     }
 
     fn show(&self, call: &Call) -> Answer {
         match call.path.as_str() {
             "/metrics" => {
                 let mut age = Family::new(c::SNAPSHOT_AGE);
-                let made = self.made.load(Ordering::Acquire);
-                age.add(
-                    Vec::new(),
-                    clock::monotonic_micros().saturating_sub(made) as f64 / 1e6,
-                );
+                age.add(Vec::new(), seconds_since(&self.heard));
                 let mut stale = Family::new(c::LEADER_STALE);
                 stale.add(
                     Vec::new(),
-                    f64::from(u8::from(self.snapshot.load().leader_stale)),
+                    f64::from(u8::from(self.reviewer.snapshot.load().leader_stale)),
                 );
                 let mut families = vec![age, stale];
-                families.extend(self.tallies.families(c::WEBHOOK_METRICS));
+                families.extend(self.reviewer.families());
                 let (body, content_type) = render(families, call.accept.as_deref());
                 Answer {
                     status: StatusCode::OK,
@@ -253,9 +203,6 @@ impl Context {
                 }
             }
             "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
-            "/readyz" if self.caches.synced() && self.certificate.is_set() => {
-                Answer::text(StatusCode::OK, "ok\n")
-            }
             "/readyz" => {
                 let caches = if self.caches.synced() {
                     "ok"
@@ -267,8 +214,13 @@ impl Context {
                 } else {
                     "none yet"
                 };
-                let text = format!("caches: {caches}\ncertificate: {certificate}\n");
-                Answer::text(StatusCode::SERVICE_UNAVAILABLE, text)
+                let heard = seconds_since(&self.heard);
+                let text = format!(
+                    "caches: {caches}\ncertificate: {certificate}\n\
+                     API server: last heard of {heard:.0} s ago\n"
+                );
+                let ready = self.caches.synced() && self.certificate.is_set();
+                Answer::text(readiness(ready), text)
             }
             _ => Answer::not_found(),
         }

@@ -59,6 +59,15 @@ impl Answer {
     }
 }
 
+/// The status of a readiness probe.
+pub fn readiness(ready: bool) -> StatusCode {
+    if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
 const LARGEST_BODY: usize = 3 << 20;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

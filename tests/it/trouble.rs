@@ -1,5 +1,6 @@
 //! Parts of Jouleward dead, late or leaving: the cluster works, and the ledger stays true.
 
+use crate::exporter::value;
 use crate::support::{Shared, alone, on_plane};
 use anyhow::{Context, ensure};
 use harness::NodeOptions;
@@ -442,9 +443,20 @@ fn while_the_api_server_is_away_it_is_said_and_afterwards_nothing_is_missing() {
         })
         .await;
         let alive = harness::stack::get(&controller, "/healthz", "text/plain").await;
+        let webhook = format!("{}:9404", shared.stack.address(20));
+        let old = eventually(
+            "the snapshot's age is shown",
+            Duration::from_secs(30),
+            || async {
+                let (_, text) = harness::stack::get(&webhook, "/metrics", "text/plain").await?;
+                Ok((value(&text, "jouleward_snapshot_age_seconds") > 5.0).then_some(()))
+            },
+        )
+        .await;
         // Whatever was seen, the server goes on.
         server.signal("CONT");
         said?;
+        old?;
         ensure!(alive?.0 == 200, "the controller lives on");
         let record = jobs::settled(client, "api-away", &uid).await?;
         let status = &record.data["status"];
