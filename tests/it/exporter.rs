@@ -228,14 +228,14 @@ fn a_lost_gpu_and_a_reset_counter_bill_nothing_and_leave_the_other_gpu_alone() {
         ) >= 1.0
             && value(
                 text,
-                "jouleward_gpu_energy_counter_resets_total{node=\"n\",gpu_uuid=\"GPU-0\"}",
+                "jouleward_gpu_energy_resets_total{node=\"n\",gpu_uuid=\"GPU-0\"}",
             ) >= 1.0
     });
     assert!(metrics.contains("code=\"gpu_is_lost\""), "{metrics}");
     let reset = |gpu: &str| {
         value(
             &metrics,
-            &format!("jouleward_gpu_energy_counter_resets_total{{node=\"n\",gpu_uuid=\"{gpu}\"}}"),
+            &format!("jouleward_gpu_energy_resets_total{{node=\"n\",gpu_uuid=\"{gpu}\"}}"),
         )
     };
     assert_eq!((reset("GPU-0"), reset("GPU-1")), (1.0, 0.0), "{metrics}");
@@ -255,7 +255,7 @@ fn a_counter_that_jumps_bills_nothing() {
     });
     bench.change(&world);
     bench.until("/metrics", "the jump is counted", |_, text| {
-        value(text, "jouleward_gpu_energy_counter_resets_total{") >= 1.0
+        value(text, "jouleward_gpu_energy_resets_total{") >= 1.0
             && value(text, "jouleward_gpu_energy_joules_total{") < 1e6
     });
 }

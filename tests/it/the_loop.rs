@@ -84,7 +84,8 @@ fn an_enforced_job_is_predicted_reserved_released_run_measured_settled_and_learn
         .await
         .with_context(|| format!("status {status}"))?;
         ensure!(
-            observations(client).await? > before,
+            observations(client).await? > before
+                && settled.data["status"]["observation"] == "Learnt",
             "the law has learnt: {}",
             settled.data["status"]
         );
@@ -164,7 +165,7 @@ fn after_15_jobs_of_mixed_sizes_the_predictions_are_less_than_8_percent_off() {
 
 /// The identity that makes the meter worth trusting, on what it publishes.
 #[test]
-fn on_every_gpu_pods_and_unattributed_sum_to_what_the_counter_counted() {
+fn on_every_node_pods_and_unattributed_sum_to_what_its_counters_counted() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         jobs::namespace(client, "identity").await?;

@@ -11,6 +11,7 @@ pub mod chart;
 pub mod jobs;
 pub mod plane;
 pub mod process;
+pub mod prometheus;
 pub mod stack;
 
 pub use plane::Plane;
