@@ -3,6 +3,7 @@
 use super::WrongInput;
 use crate::contract::EXPORTER_PORT;
 use crate::node::attribution::Holder;
+use crate::node::compat::Compat;
 use crate::node::exporter::{self, Settings};
 use crate::node::nvml::LIBRARY_PATHS;
 use crate::serve::shutdown::Stop;
@@ -106,6 +107,10 @@ pub(super) struct Exporter {
     /// lost to it. Without, sums begin at zero and what burns meanwhile is nobody's.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
+    /// Also show energy and power under another exporter's names, in the text format only:
+    /// for nodes on which that exporter does not run.
+    #[arg(long, value_enum)]
+    compat: Option<Names>,
     /// Look twice, print what a scrape would show, and end.
     #[arg(long, conflicts_with = "dump")]
     once: bool,
@@ -115,6 +120,13 @@ pub(super) struct Exporter {
     #[cfg(debug_assertions)]
     #[arg(long, env = "JOULEWARD_CRASH_POINT", hide = true)]
     crash_point: Option<String>,
+}
+
+/// Another exporter's names.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Names {
+    /// `DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION` and `DCGM_FI_DEV_POWER_USAGE`.
+    Dcgm,
 }
 
 impl Exporter {
@@ -147,6 +159,7 @@ impl Exporter {
             kubelet_socket: self.kubelet_socket,
             pod_logs: self.pod_logs,
             proc_root: self.proc_root,
+            compat: self.compat.map(|Names::Dcgm| Compat::Dcgm),
             keep_final: Duration::from_hours(1),
             most_pods: 10_000,
         };

@@ -100,7 +100,8 @@ pub(super) async fn keep<K, V>(
             () = stop.wait() => return,
             event = events.try_next() => event,
         };
-        if event.is_ok() {
+        // `Init` comes before anything was asked.
+        if matches!(&event, Ok(Some(event)) if !matches!(event, Event::Init)) {
             heard.store(clock::monotonic_micros(), Ordering::Relaxed);
         }
         match event {

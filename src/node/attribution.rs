@@ -21,7 +21,11 @@ pub struct Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.namespace, self.pod, self.container)
+        write!(f, "{}/{}/{}", self.namespace, self.pod, self.container)?;
+        match &self.instance {
+            Some(instance) => write!(f, "@{instance}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -253,7 +257,14 @@ fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
         // Clients of MPS run together, and a sample names one of them: credit would go to
         // whoever happens to be named.
         payers = BTreeMap::new();
-        for owner in &window.contexts {
+        let worked = window.activity.iter().filter(|(_, weight)| **weight > 0);
+        // One that was named and has gone since worked too.
+        let clients: BTreeSet<&Owner> = window
+            .contexts
+            .iter()
+            .chain(worked.map(|(owner, _)| owner))
+            .collect();
+        for owner in clients {
             *payers.entry(window.payer(owner)).or_default() += 1;
         }
         Quality::Equal
@@ -486,6 +497,10 @@ mod tests {
         assert_eq!(parts.quality, Quality::Equal);
         window.activity.insert(Owner::Pod("b".into()), 20);
         assert_eq!(split(&window).quality, Quality::Sampled, "both are named");
+        // The one that was named has ended since.
+        window.activity.remove(&Owner::Pod("b".into()));
+        window.contexts = [Owner::Pod("b".into())].into();
+        assert_eq!(of(&split(&window), "a").0, 114_000_000);
     }
 
     proptest! {

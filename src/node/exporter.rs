@@ -2,14 +2,14 @@
 //! shows the latest snapshot.
 
 use super::attribution::Holder;
+use super::compat::Compat;
 use super::own::energy;
 use super::replay::Replay;
 use super::sampler::Sampler;
 use super::shared::Shared;
 use super::source::{Source, ask, take};
 use crate::clock;
-use crate::serve::exposition::render;
-use crate::serve::http::{Answer, Call, Server};
+use crate::serve::http::{Answer, Call, Server, readiness};
 use crate::serve::shutdown::Stop;
 use hyper::StatusCode;
 use std::net::SocketAddr;
@@ -42,6 +42,8 @@ pub struct Settings {
     pub own: Option<Holder>,
     /// File that lets the sums go on after a restart.
     pub checkpoint: Option<PathBuf>,
+    /// Another exporter's names besides ours.
+    pub compat: Option<Compat>,
 }
 
 /// Why the exporter could not start.
@@ -70,7 +72,7 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
     let mut tasks = JoinSet::new();
     tasks.spawn(ask(source, shared.clone()));
     let served = shared.clone();
-    let own = settings.own.clone();
+    let (own, compat) = (settings.own.clone(), settings.compat);
     let handler = move |call: Call| {
         let (shared, own) = (served.clone(), own.clone());
         async move {
@@ -79,7 +81,7 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
                     shared.look_now().await;
                     energy(&call, &shared, &own)
                 }
-                None => answer(&call, &shared),
+                None => answer(&call, &shared, compat),
             }
         }
     };
@@ -101,7 +103,7 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
 /// Where the kubelet's socket makes no address.
 pub async fn once(settings: Settings, dump: bool) -> Result<String, ExporterError> {
     let source = Source::of(&settings)?;
-    let interval = settings.interval;
+    let (interval, compat) = (settings.interval, settings.compat);
     let shared = Arc::new(Shared::new(&settings.node));
     let mut sampler = Sampler::new(settings, shared.clone());
     for number in 1..=2 {
@@ -117,14 +119,14 @@ pub async fn once(settings: Settings, dump: bool) -> Result<String, ExporterErro
     if dump {
         return Ok(serde_json::to_string_pretty(&sampler.found_out()).unwrap_or_default() + "\n");
     }
-    Ok(render(shared.snapshot.load().families(), None).0)
+    Ok(shared.snapshot.load().shown(compat, None).0)
 }
 
-fn answer(call: &Call, shared: &Shared) -> Answer {
+fn answer(call: &Call, shared: &Shared, compat: Option<Compat>) -> Answer {
     match call.path.as_str() {
         "/metrics" => {
-            let (body, content_type) =
-                render(shared.snapshot.load().families(), call.accept.as_deref());
+            let snapshot = shared.snapshot.load();
+            let (body, content_type) = snapshot.shown(compat, call.accept.as_deref());
             Answer {
                 status: StatusCode::OK,
                 content_type,
@@ -142,12 +144,7 @@ fn answer(call: &Call, shared: &Shared) -> Answer {
         "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
         "/readyz" => {
             let snapshot = shared.snapshot.load();
-            let ready = snapshot.health.is_ready();
-            let status = if ready {
-                StatusCode::OK
-            } else {
-                StatusCode::SERVICE_UNAVAILABLE
-            };
+            let status = readiness(snapshot.health.is_ready());
             Answer::text(status, snapshot.health.report())
         }
         _ => Answer::not_found(),

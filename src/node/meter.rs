@@ -31,6 +31,10 @@ pub struct PodAccount {
     pub shares: BTreeMap<(String, String), Share>,
     /// µs, monotonic: when it was first seen to hold.
     pub since: u64,
+    /// µs, monotonic: since when it is shown; the kubelet tells of a holder a while after it
+    /// began to hold.
+    #[serde(default)]
+    pub opened: u64,
     /// µs, monotonic: when it was seen to hold no more and its last window was settled.
     pub ended: Option<u64>,
     /// True where some of its energy is a share of a shared GPU.
@@ -92,10 +96,10 @@ impl Meter {
         let uuids: Vec<String> = self.gpus.keys().cloned().collect();
         for uuid in uuids {
             while let Some(window) = self.due(&uuid, allocations, stale, now) {
-                self.bill(&uuid, window, allocations, stale);
+                self.bill(&uuid, window, allocations, stale, now);
             }
         }
-        self.open_accounts(allocations);
+        self.open_accounts(allocations, now);
         self.close_accounts(allocations, until, now);
     }
 
@@ -117,7 +121,14 @@ impl Meter {
         }
     }
 
-    fn bill(&mut self, uuid: &str, pending: Pending, allocations: &Allocations, stale: bool) {
+    fn bill(
+        &mut self,
+        uuid: &str,
+        pending: Pending,
+        allocations: &Allocations,
+        stale: bool,
+        now: u64,
+    ) {
         let Some(gpu) = self.gpus.get_mut(uuid) else {
             return;
         };
@@ -140,7 +151,7 @@ impl Meter {
             *gpu.totals.unattributed.entry(reason).or_default() += pending.energy;
             gpu.remember(Replay::nobodys(uuid, from, to, pending.energy, reason));
             for tenure in allocations.anyone(uuid, from, to) {
-                account(&mut self.pods, &tenure.holder, tenure.since).incomplete = true;
+                account(&mut self.pods, &tenure.holder, tenure.since, now).incomplete = true;
             }
             return;
         }
@@ -156,10 +167,12 @@ impl Meter {
         for (reason, energy) in split.unattributed {
             *gpu.totals.unattributed.entry(reason).or_default() += energy;
         }
-        let shared = window.holders.len() > 1 || split.quality == Quality::Sampled;
+        // An instance is a share of its board, also where nobody else holds one.
+        let shared =
+            window.holders.len() > 1 || window.mig.is_some() || split.quality == Quality::Sampled;
         for (holder, (active, idle)) in split.pods {
             *self.namespaces.entry(holder.namespace.clone()).or_default() += active + idle;
-            let account = account(&mut self.pods, &holder, from);
+            let account = account(&mut self.pods, &holder, from, now);
             account.shared |= shared;
             let share = account
                 .shares
@@ -171,10 +184,10 @@ impl Meter {
     }
 
     /// An account opens at zero the moment an allocation is known.
-    fn open_accounts(&mut self, allocations: &Allocations) {
+    fn open_accounts(&mut self, allocations: &Allocations, now: u64) {
         for (gpu, tenure) in allocations.current() {
             let holder = &tenure.holder;
-            let account = account(&mut self.pods, holder, tenure.since);
+            let account = account(&mut self.pods, holder, tenure.since, now);
             account
                 .shares
                 .entry((holder.container.clone(), gpu.to_owned()))
@@ -250,7 +263,7 @@ impl Meter {
         if !same_boot {
             for account in self.pods.values_mut() {
                 // Its time stamps are of another clock; one that runs again opens again.
-                account.since = 0;
+                (account.since, account.opened) = (0, 0);
                 account.ended = Some(0);
                 account.from_other_boot = true;
             }
@@ -293,6 +306,7 @@ fn account<'a>(
     pods: &'a mut BTreeMap<String, PodAccount>,
     holder: &Holder,
     since: u64,
+    now: u64,
 ) -> &'a mut PodAccount {
     pods.entry(holder.uid.clone())
         .or_insert_with(|| PodAccount {
@@ -301,6 +315,7 @@ fn account<'a>(
             uid: holder.uid.clone(),
             shares: BTreeMap::new(),
             since,
+            opened: now,
             ended: None,
             shared: false,
             incomplete: false,

@@ -1,12 +1,13 @@
 //! The exporter's series, from a snapshot of the meter: nothing here calls NVML, the
 //! kubelet or a lock that the sampler holds.
 
+use super::compat::Compat;
 use super::exporter::Settings;
 use super::meter::{GpuTotals, Meter, PodAccount};
 use super::nvml::{CallError, GpuInfo, OpenError};
 use crate::contract::{self as c};
 use crate::law::Microjoules;
-use crate::serve::exposition::{Family, Histogram, LATENCY, Labels, Value};
+use crate::serve::exposition::{Family, Histogram, LATENCY, Labels, Value, render};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
@@ -182,14 +183,14 @@ impl NodeSnapshot {
         let pods = meter
             .pods()
             .filter(|account| {
-                let shown_since = account.since.saturating_add(delay);
+                let shown_since = account.opened.saturating_add(delay);
                 account
                     .ended
                     .is_none_or(|ended| now < ended.max(shown_since).saturating_add(hold))
             })
             .map(|account| PodSeries {
                 // What an earlier run has shown is not taken back.
-                zero: !account.from_other_boot && now < account.since.saturating_add(delay),
+                zero: !account.from_other_boot && now < account.opened.saturating_add(delay),
                 account: account.clone(),
             })
             .collect();
@@ -205,8 +206,22 @@ impl NodeSnapshot {
         }
     }
 
+    /// What a scrape shows: body and content type. dcgm-exporter knows the text format alone,
+    /// so with its names nothing else is spoken.
+    pub(super) fn shown(
+        &self,
+        compat: Option<Compat>,
+        accept: Option<&str>,
+    ) -> (String, &'static str) {
+        let Some(compat) = compat else {
+            return render(self.families(), accept);
+        };
+        let (text, kind) = render(self.families(), None);
+        (text + &compat.text(&self.node, &self.gpus), kind)
+    }
+
     /// All families, in the order of the contract.
-    pub(super) fn families(&self) -> Vec<Family> {
+    fn families(&self) -> Vec<Family> {
         let mut families = self.gpu_families();
         families.extend(self.pod_families());
         families.extend(self.health_families());

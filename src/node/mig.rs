@@ -95,7 +95,7 @@ impl Mig {
                         Payer::Holder(holder.clone())
                     }),
             };
-            payers.insert(payer, 1);
+            *payers.entry(payer).or_default() += 1;
         }
         if payers.is_empty() {
             payers = held(window, Some(uuid))
@@ -109,13 +109,14 @@ impl Mig {
     }
 }
 
-/// Who holds an instance all through the window.
+/// Who holds an instance all through the window: those who were given it, and those who were
+/// given the whole board.
 fn held<'a>(window: &'a Window, uuid: Option<&str>) -> impl Iterator<Item = (&'a Holder, &'a u64)> {
     let uuid = uuid.map(str::to_owned);
     window
         .holders
         .iter()
-        .filter(move |(holder, _)| uuid.is_some() && holder.instance == uuid)
+        .filter(move |(holder, _)| holder.instance.is_none() || holder.instance == uuid)
 }
 
 #[cfg(test)]
@@ -219,6 +220,22 @@ mod tests {
             split.unattributed[&Unattributed::UnknownHolder].0,
             230_000_000
         );
+    }
+
+    #[test]
+    fn who_holds_the_whole_board_holds_every_part_of_it() {
+        let mut world = window(
+            &[],
+            &[("MIG-1", instance(3, &["a"])), ("MIG-2", instance(2, &[]))],
+        );
+        let whole = Holder {
+            instance: None,
+            ..holder("a", "")
+        };
+        world.holders.insert(whole.clone(), 1);
+        let split = split(&world);
+        let (active, idle) = split.pods[&whole];
+        assert_eq!((active.0, idle.0), (230_000_000, 70_000_000));
     }
 
     proptest! {

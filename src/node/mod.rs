@@ -5,6 +5,7 @@ pub mod allocations;
 pub mod attribution;
 pub mod cgroup;
 mod checkpoint;
+pub mod compat;
 pub mod exporter;
 mod gpu;
 mod idle;

@@ -84,9 +84,20 @@ pub struct Reading {
     pub at_rest: bool,
     /// PIDs of clients of MPS; they are among `processes` too.
     pub mps_clients: Vec<u32>,
-    /// Slots for MIG instances, and those there are; `None` where MIG is off.
-    pub mig: Option<(u32, Vec<InstanceReading>)>,
+    pub cut: Cut,
     pub errors: Vec<CallError>,
+}
+
+/// How MIG has cut a board.
+#[derive(Debug, Clone, Default)]
+pub enum Cut {
+    /// MIG is off, or the board cannot be cut.
+    #[default]
+    Whole,
+    /// Into as many slices at most, with these instances.
+    Into(u32, Vec<InstanceReading>),
+    /// A call failed: what was seen last still stands.
+    Unknown,
 }
 
 /// One MIG instance at one look. Its handle dies when the GPU is cut anew, and may then be
@@ -94,8 +105,10 @@ pub struct Reading {
 #[derive(Debug, Clone, Default)]
 pub struct InstanceReading {
     pub uuid: String,
-    pub slices: u32,
-    pub processes: Vec<u32>,
+    /// Compute slices; `None` where the call failed.
+    pub slices: Option<u32>,
+    /// `None` where the call failed.
+    pub processes: Option<Vec<u32>>,
 }
 
 /// An initialised NVML and its devices.
@@ -203,19 +216,19 @@ impl Reader {
         }
         reading.power_milliwatts =
             keep(device.power_usage(), "nvmlDeviceGetPowerUsage", errors).map(u64::from);
-        reading.mig = instances(device, errors);
-        if let Some((_, instances)) = &reading.mig {
+        reading.cut = cut(device, errors);
+        if let Cut::Into(_, instances) = &reading.cut {
             // The board's own list wants more rights than its instances' do.
-            let pids = instances.iter().flat_map(|i| &i.processes);
+            let pids = instances.iter().flat_map(|i| i.processes.iter().flatten());
             reading.processes = pids.copied().collect();
             // NVML tells no process's utilisation on a board that is cut.
             return reading;
         }
         let lists = processes(device, errors);
-        reading.processes = lists.0;
+        reading.processes = lists.0.unwrap_or_default();
         reading.mps_clients = lists.1;
         // An idle GPU answers NotFound: nobody was seen, which is no error.
-        let samples = match device.process_utilization_stats(since) {
+        let samples = match again(|| device.process_utilization_stats(since)) {
             Err(NvmlError::NotFound) => Some(Vec::new()),
             other => keep(other, "nvmlDeviceGetProcessUtilization", errors),
         };
@@ -232,38 +245,66 @@ impl Reader {
     }
 }
 
-/// PIDs with a context, and those among them that are clients of MPS.
-fn processes(device: &Device<'_>, errors: &mut Vec<CallError>) -> (Vec<u32>, Vec<u32>) {
+/// The wrapper asks for a list's length, then for the list: where one came in between, it is
+/// asked again.
+fn again<T>(call: impl Fn() -> Result<T, NvmlError>) -> Result<T, NvmlError> {
+    match call() {
+        Err(NvmlError::InsufficientSize(_)) => call(),
+        other => other,
+    }
+}
+
+/// PIDs with a context, `None` where the call failed, and those among them that are clients
+/// of MPS.
+fn processes(device: &Device<'_>, errors: &mut Vec<CallError>) -> (Option<Vec<u32>>, Vec<u32>) {
     let pids = |list: Vec<ProcessInfo>| list.into_iter().map(|process| process.pid).collect();
     let compute = keep(
-        device.running_compute_processes(),
+        again(|| device.running_compute_processes()),
         "nvmlDeviceGetComputeRunningProcesses",
         errors,
     );
-    let clients = match device.mps_running_compute_processes() {
+    let clients = match again(|| device.mps_running_compute_processes()) {
         // An old driver, or a board without MPS: nothing is missing.
-        Err(
-            NvmlError::FailedToLoadSymbol(_)
-            | NvmlError::FunctionNotFound
-            | NvmlError::NotSupported,
-        ) => None,
+        Err(error) if is_absent(&error) => None,
         other => keep(other, "nvmlDeviceGetMPSComputeRunningProcesses", errors),
     };
     let clients: Vec<u32> = clients.map(pids).unwrap_or_default();
-    let mut all: Vec<u32> = compute.map(pids).unwrap_or_default();
-    all.extend(&clients);
+    let all = compute.map(|list| {
+        let mut all: Vec<u32> = pids(list);
+        all.extend(&clients);
+        all
+    });
     (all, clients)
 }
 
-/// The instances of a board that MIG has cut: found anew at each look.
+/// True where the driver or the board does not have the call at all.
+fn is_absent(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound | NvmlError::NotSupported
+    )
+}
+
+/// How a board is cut: found anew at each look.
+fn cut(device: &Device<'_>, errors: &mut Vec<CallError>) -> Cut {
+    match device.mig_mode() {
+        Ok(mode) if mode.current == 1 => {
+            instances(device, errors).map_or(Cut::Unknown, |(slots, found)| Cut::Into(slots, found))
+        }
+        Ok(_) => Cut::Whole,
+        Err(error) if is_absent(&error) => Cut::Whole,
+        Err(error) => {
+            errors.push(failed("nvmlDeviceGetMigMode")(error));
+            Cut::Unknown
+        }
+    }
+}
+
+/// `None` where it cannot be told which instances there are.
 fn instances(
     device: &Device<'_>,
     errors: &mut Vec<CallError>,
 ) -> Option<(u32, Vec<InstanceReading>)> {
-    // Boards and drivers without MIG answer NotSupported, or lack the function.
-    if device.mig_mode().ok()?.current != 1 {
-        return None;
-    }
     let slots = keep(
         device.mig_device_count(),
         "nvmlDeviceGetMaxMigDeviceCount",
@@ -274,16 +315,13 @@ fn instances(
         let handle = match device.mig_device_by_index(slot) {
             // A hole.
             Err(NvmlError::NotFound) => continue,
-            other => keep(other, "nvmlDeviceGetMigDeviceHandleByIndex", errors),
+            other => keep(other, "nvmlDeviceGetMigDeviceHandleByIndex", errors)?,
         };
-        let Some(handle) = handle else { continue };
-        let Some(uuid) = keep(handle.uuid(), "nvmlDeviceGetUUID", errors) else {
-            continue;
-        };
+        // One GPU instance may hold several compute instances: each has its own slices.
         let attributes = keep(handle.attributes(), "nvmlDeviceGetAttributes", errors);
         found.push(InstanceReading {
-            uuid,
-            slices: attributes.map_or(0, |a| a.gpu_instance_slice_count),
+            uuid: keep(handle.uuid(), "nvmlDeviceGetUUID", errors)?,
+            slices: attributes.map(|a| a.compute_instance_slice_count),
             processes: processes(&handle, errors).0,
         });
     }

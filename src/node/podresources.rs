@@ -150,7 +150,7 @@ impl Devices {
     }
 
     /// GPU and MIG instance of `GPU-uuid`, `MIG-uuid`, either with `::replica`, `nvidia0`,
-    /// `nvidia0/vgpu3`.
+    /// `nvidia0/vgpu3`. GKE's `nvidia0/gi3` is left out: an instance is known by UUID alone.
     fn find(&self, id: &str) -> Option<(String, Option<String>)> {
         let device = id.split("::").next().unwrap_or(id);
         if device.starts_with("GPU-") {
@@ -160,12 +160,11 @@ impl Devices {
             let gpu = self.instances.get(device)?;
             return Some((gpu.clone(), Some(device.to_owned())));
         }
-        let index = device
-            .strip_prefix("nvidia")?
-            .split('/')
-            .next()?
-            .parse()
-            .ok()?;
+        let (board, part) = device.split_once('/').unwrap_or((device, ""));
+        if part.starts_with("gi") {
+            return None;
+        }
+        let index = board.strip_prefix("nvidia")?.parse().ok()?;
         Some((self.by_index.get(&index)?.clone(), None))
     }
 }
@@ -185,7 +184,14 @@ mod tests {
             devices: vec![
                 devices(
                     "nvidia.com/gpu.shared",
-                    &["GPU-1::0", "GPU-1::1", "nvidia3", "MIG-5::0", "MIG-6"],
+                    &[
+                        "GPU-1::0",
+                        "GPU-1::1",
+                        "nvidia3",
+                        "MIG-5::0",
+                        "MIG-6",
+                        "nvidia3/gi1",
+                    ],
                 ),
                 devices("example.com/fpga", &["GPU-1"]),
             ],
@@ -205,7 +211,10 @@ mod tests {
         assert_eq!(weights("GPU-3"), [1]);
         let (instance, _) = holders["GPU-4"].first_key_value().unwrap();
         assert_eq!(instance.instance.as_deref(), Some("MIG-5"));
-        assert_eq!(unknown, 1, "an instance that is not there yet");
+        assert_eq!(
+            unknown, 2,
+            "instances that are not there, or not by that name"
+        );
     }
 
     proptest::proptest! {

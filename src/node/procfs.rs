@@ -15,7 +15,8 @@ pub(super) struct Processes {
 #[derive(Debug, Clone)]
 struct Seen {
     start: u64,
-    owner: Owner,
+    /// `None` for the server of MPS, which is nobody's tenant: its clients are.
+    owner: Option<Owner>,
     /// µs on the monotonic clock when it was last alive: samples lag behind an exit.
     alive_at: u64,
 }
@@ -49,31 +50,36 @@ impl Processes {
                 .is_none_or(|seen| Some(seen.start) == start)
     }
 
-    /// True for the server that clients of MPS work through.
+    /// True for the server that clients of MPS work through, once it was asked for by
+    /// [`Processes::owner`].
     pub(super) fn serves_mps(&self, pid: u32) -> bool {
-        let path = self.root.join(pid.to_string()).join("comm");
-        std::fs::read_to_string(path).is_ok_and(|name| name.starts_with(MPS_SERVER))
+        self.seen.get(&pid).is_some_and(|seen| seen.owner.is_none())
     }
 
-    /// Whose a process is; `None` where it cannot be told.
+    /// Whose a process is; `None` where it cannot be told, or where it is nobody's.
     pub(super) fn owner(&mut self, pid: u32, now: u64) -> Option<Owner> {
         let start = self.start_time(pid);
         if let Some(seen) = self.seen.get_mut(&pid) {
             match start {
                 Some(start) if start == seen.start => {
                     seen.alive_at = now;
-                    return Some(seen.owner.clone());
+                    return seen.owner.clone();
                 }
                 // Gone: its last samples still come.
                 None if now.saturating_sub(seen.alive_at) <= REMEMBERED_US => {
-                    return Some(seen.owner.clone());
+                    return seen.owner.clone();
                 }
                 _ => {}
             }
         }
-        let text = std::fs::read_to_string(self.root.join(pid.to_string()).join("cgroup")).ok()?;
-        let owner =
-            cgroup::parse(&text).map_or(Owner::Host, |membership| Owner::Pod(membership.pod_uid));
+        let folder = self.root.join(pid.to_string());
+        let text = std::fs::read_to_string(folder.join("cgroup")).ok()?;
+        let name = std::fs::read_to_string(folder.join("comm"));
+        let owner = if name.is_ok_and(|name| name.starts_with(MPS_SERVER)) {
+            None
+        } else {
+            Some(cgroup::parse(&text).map_or(Owner::Host, |m| Owner::Pod(m.pod_uid)))
+        };
         self.seen.insert(
             pid,
             Seen {
@@ -82,7 +88,7 @@ impl Processes {
                 alive_at: now,
             },
         );
-        Some(owner)
+        owner
     }
 
     /// Forgets processes that ended long ago.

@@ -8,9 +8,9 @@ use super::exporter::Settings;
 use super::ledger::page;
 use super::meter::{Look, Meter};
 use super::metrics::{Health, NodeSnapshot};
-use super::mig::{Instance, Mig};
+use super::mig::Mig;
 use super::names::PodNames;
-use super::nvml::{CallError, GpuInfo, InstanceReading, OpenError, Reader};
+use super::nvml::{CallError, Cut, GpuInfo, InstanceReading, OpenError, Reader};
 use super::podresources::Devices;
 use super::procfs::Processes;
 use super::shared::Shared;
@@ -47,6 +47,8 @@ pub(super) struct Sampler {
     shared: Arc<Shared>,
     /// What device names mean; changes when a GPU is cut anew.
     devices: Devices,
+    /// How each GPU was cut at the last look.
+    cuts: HashMap<String, Mig>,
     /// The kubelet's last answer was read with other devices.
     devices_changed: bool,
     reader: Option<Reader>,
@@ -76,6 +78,7 @@ impl Sampler {
         Self {
             shared,
             devices: Devices::default(),
+            cuts: HashMap::new(),
             devices_changed: false,
             reader: None,
             meter: Meter::default(),
@@ -382,10 +385,6 @@ impl Sampler {
         let mut contexts = BTreeSet::new();
         if visible {
             for pid in &reading.processes {
-                // The server of MPS is nobody's tenant: its clients are.
-                if self.processes.serves_mps(*pid) {
-                    continue;
-                }
                 if let Some(owner) = self.processes.owner(*pid, now) {
                     if let Owner::Pod(uid) = &owner {
                         self.allocations.pod_alive(uid);
@@ -395,18 +394,12 @@ impl Sampler {
                 }
             }
             for (pid, percent, _) in &reading.utilisation {
-                if self.processes.serves_mps(*pid) {
-                    continue;
-                }
                 if let Some(owner) = self.processes.owner(*pid, now) {
                     *activity.entry(owner).or_default() += u64::from(*percent);
                 }
             }
         }
-        let mig = reading.mig.as_ref().map(|(slots, instances)| {
-            self.notice_cut(uuid, instances, now);
-            self.mig(*slots, instances, visible, now)
-        });
+        let mig = self.cut(uuid, &reading.cut, visible, now);
         let ok = reading.energy_millijoules.is_some() || reading.power_milliwatts.is_some();
         let look = Look {
             energy_millijoules: reading.energy_millijoules,
@@ -443,18 +436,50 @@ impl Sampler {
         self.allocations.something_happened(now);
     }
 
-    fn mig(&mut self, slots: u32, found: &[InstanceReading], visible: bool, now: u64) -> Mig {
+    /// How a board is cut now; what a failed call leaves open is as it was.
+    fn cut(&mut self, uuid: &str, cut: &Cut, visible: bool, now: u64) -> Option<Mig> {
+        let before = self.cuts.remove(uuid);
+        let mig = match cut {
+            Cut::Whole => {
+                self.notice_cut(uuid, &[], now);
+                return None;
+            }
+            Cut::Unknown => before,
+            Cut::Into(slots, found) => {
+                self.notice_cut(uuid, found, now);
+                let before = before.unwrap_or_default();
+                Some(self.mig(*slots, found, &before, visible, now))
+            }
+        }?;
+        self.cuts.insert(uuid.to_owned(), mig.clone());
+        Some(mig)
+    }
+
+    fn mig(
+        &mut self,
+        slots: u32,
+        found: &[InstanceReading],
+        before: &Mig,
+        visible: bool,
+        now: u64,
+    ) -> Mig {
         let mut instances = BTreeMap::new();
         for reading in found {
-            let seen = reading.processes.iter().filter(|_| visible);
-            let contexts = seen
-                .filter_map(|pid| self.processes.owner(*pid, now))
-                .collect();
-            let instance = Instance {
-                slices: u64::from(reading.slices),
-                busy: !reading.processes.is_empty(),
-                contexts,
-            };
+            let mut instance = before
+                .instances
+                .get(&reading.uuid)
+                .cloned()
+                .unwrap_or_default();
+            if let Some(slices) = reading.slices {
+                instance.slices = u64::from(slices);
+            }
+            if let Some(pids) = &reading.processes {
+                let seen = pids.iter().filter(|_| visible);
+                let contexts = seen.filter_map(|pid| self.processes.owner(*pid, now));
+                instance.contexts = contexts.collect();
+                // The server of MPS is nobody's tenant: its clients are.
+                instance.busy = pids.iter().any(|pid| !self.processes.serves_mps(*pid));
+            }
             instances.insert(reading.uuid.clone(), instance);
         }
         Mig {

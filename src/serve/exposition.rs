@@ -263,7 +263,8 @@ fn text_histogram(
     )
 }
 
-fn braces(labels: &Labels, le: Option<&str>) -> String {
+/// Labels as they stand behind a name; `le` is a histogram's bound.
+pub(crate) fn braces(labels: &Labels, le: Option<&str>) -> String {
     let escape = |value: &str| {
         value
             .replace('\\', "\\\\")

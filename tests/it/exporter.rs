@@ -362,3 +362,28 @@ fn both_metric_formats_are_served_by_what_is_asked_for() {
     let text = ask("text/plain");
     assert!(text.contains("# TYPE jouleward_gpu_power_watts gauge") && !text.contains("# EOF"));
 }
+
+#[test]
+fn the_names_of_dcgm_exporter_are_shown_where_they_are_asked_for() {
+    let _kubelet = crate::kubelet::Kubelet::start(&folder("dcgm"), Vec::new());
+    let bench = start_with("dcgm", Some(&scenario(vec![gpu(0)])), &["--compat=dcgm"]);
+    let energy = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu=\"0\",UUID=\"GPU-0\",pci_bus_id=\"00000000:07:00.0\",device=\"nvidia0\",modelName=\"NVIDIA A100-SXM4-40GB\",hostname=\"n\"}";
+    let text = bench.until("/metrics", "both are shown", |_, text| {
+        value(text, energy) > 0.0 && value(text, "DCGM_FI_DEV_POWER_USAGE{gpu=\"0\"") > 49.0
+    });
+    let joules = value(&text, "jouleward_gpu_energy_joules_total{");
+    let difference = (value(&text, energy) - joules * 1000.0).abs();
+    assert!(difference < 0.5, "the same in mJ: {text}");
+    let ask = get(
+        &bench.address,
+        "/metrics",
+        "application/openmetrics-text; version=1.0.0",
+    );
+    let (_, text) = runtime().block_on(ask).unwrap();
+    assert!(text.contains("DCGM_FI_DEV_POWER_USAGE") && !text.contains("# EOF"));
+    let plain = start("no-dcgm", Some(&scenario(vec![gpu(0)])));
+    let text = plain.until("/metrics", "ours alone", |_, text| {
+        text.contains("jouleward_gpu_power_watts{")
+    });
+    assert!(!text.contains("DCGM_"), "off unless asked for");
+}

@@ -18,6 +18,7 @@ mod guard;
 mod kubelet;
 mod races;
 mod scale;
+mod scraped;
 mod sharing;
 mod shown;
 mod support;

@@ -4,7 +4,7 @@
 use crate::exporter::{Bench, folder, gpu, now, scenario, start_with};
 use crate::kubelet::{Kubelet, pod};
 use jouleward::node::LedgerPage;
-use nvml_sim::scenario::{Gpu, Instance, Process};
+use nvml_sim::scenario::{Fault, Gpu, Instance, Process};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -335,4 +335,62 @@ fn a_gpu_that_is_cut_anew_is_metered_on_without_a_restart() {
     let parts =
         page.pods.iter().map(|pod| pod.microjoules).sum::<u64>() + nobodys.values().sum::<u64>();
     assert_eq!(parts, page.gpus[0].microjoules, "to the microjoule");
+}
+
+#[test]
+fn while_calls_about_mig_fail_a_board_is_split_as_it_was() {
+    let name = "mig-fails";
+    let way = Sharing {
+        name,
+        tenants: vec![
+            in_instance(90.0, (0, 3), 3.0 / 7.0),
+            in_instance(60.0, (1, 2), 2.0 / 7.0),
+        ],
+        allowed: None,
+        quality: "slices",
+    };
+    let kubelet = Kubelet::start(&folder(name), held(0, &way));
+    let mut world = scenario(vec![board(0, &way, &kubelet)]);
+    let flags = ["--idle-watts=50", "--publish-delay-seconds=0"];
+    let bench = start_with(name, Some(&world), &flags);
+    bench.until("/v1/pods", "both are billed", |_, text| {
+        let page: LedgerPage = serde_json::from_str(text).unwrap_or_default();
+        page.pods.iter().filter(|pod| pod.microjoules > 0).count() == 2
+    });
+    let before = energies(&page(&bench));
+    for call in [
+        "nvmlDeviceGetMigMode",
+        "nvmlDeviceGetMigDeviceHandleByIndex",
+        "nvmlDeviceGetAttributes_v2",
+        "nvmlDeviceGetComputeRunningProcesses_v3",
+    ] {
+        let at = now();
+        world.gpus[0].faults = vec![Fault {
+            call: call.into(),
+            code: 999,
+            from_us: at,
+            until_us: at + 2_500_000,
+        }];
+        bench.change(&world);
+        std::thread::sleep(Duration::from_secs(4));
+    }
+    let metrics = bench.until("/metrics", "metrics", |status, _| status == 200);
+    let errors = metrics
+        .lines()
+        .filter(|line| line.starts_with("jouleward_nvml_errors_total{"));
+    assert!(errors.count() >= 4, "each is counted: {metrics}");
+    let after = page(&bench);
+    let spent = |key: &str| (energies(&after)[key] - before[key]) as f64;
+    let (a, b) = (spent(&uid(0, 0)), spent(&uid(0, 1)));
+    assert!(
+        (b / a - 2.0 / 3.0).abs() < 0.001,
+        "three slices and two: {a} and {b} µJ"
+    );
+    let nobodys = &after.gpus[0].unattributed;
+    let others: u64 = nobodys
+        .iter()
+        .filter(|(reason, _)| *reason != "unallocated")
+        .map(|(_, e)| e)
+        .sum();
+    assert_eq!(others, 0, "{nobodys:?}");
 }

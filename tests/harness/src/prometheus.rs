@@ -28,19 +28,23 @@ fn tool(name: &str) -> PathBuf {
 }
 
 impl Prometheus {
-    /// Scrapes `targets` every `interval`.
+    /// Scrapes `targets` and evaluates `rules`, a rule file's content, every `interval`.
     pub fn start(
         folder: &Path,
         name: &str,
         address: &str,
         interval: Duration,
         targets: &[String],
+        rules: &Value,
     ) -> anyhow::Result<Self> {
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("rules.yml"), rules.to_string())?;
+        let pause = format!("{}ms", interval.as_millis());
         let config = serde_json::json!({
-            "global": { "scrape_interval": format!("{}ms", interval.as_millis()),
-                        "scrape_timeout": format!("{}ms", interval.as_millis()) },
+            "global": { "scrape_interval": pause, "scrape_timeout": pause,
+                        "evaluation_interval": pause },
+            "rule_files": ["rules.yml"],
             "scrape_configs": [{ "job_name": "jouleward", "honor_labels": true,
                                  "static_configs": [{ "targets": targets }] }],
         });

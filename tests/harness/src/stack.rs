@@ -305,13 +305,14 @@ impl Stack {
     }
 }
 
-/// A plain HTTP request to one of our own addresses: status and body.
+/// A plain HTTP request to one of our own addresses: status and body. HTTP/1.0, so that
+/// nobody answers in chunks.
 pub async fn get(address: &str, path: &str, accept: &str) -> anyhow::Result<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let exchange = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
         let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
