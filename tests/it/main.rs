@@ -17,6 +17,7 @@ mod exporter;
 mod guard;
 mod kubelet;
 mod races;
+mod rights;
 mod scale;
 mod scraped;
 mod sharing;
