@@ -41,7 +41,7 @@ fn review(number: usize) -> Vec<u8> {
                          "time": "2026-11-23T12:00:00Z", "fieldsType": "FieldsV1", "fieldsV1": fields }))
         .collect();
     let env: Vec<Value> =
-        (0..40).map(|n| json!({ "name": format!("SETTING_{n}"), "value": format!("a value of setting number {n}") })).collect();
+        (0..52).map(|n| json!({ "name": format!("SETTING_{n}"), "value": format!("a value of setting number {n}") })).collect();
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {

@@ -148,29 +148,53 @@ fn under_audit_and_warn_nothing_is_delayed_and_everything_is_recorded() {
     });
 }
 
+/// Scheduling gates of the pod called `gated`.
+async fn gates(pods: &Api<Pod>) -> anyhow::Result<usize> {
+    let spec = pods.get("gated").await?.spec.unwrap_or_default();
+    Ok(spec.scheduling_gates.unwrap_or_default().len())
+}
+
 #[test]
 fn leaving_enforce_lifts_every_hold_of_ours_and_none_of_the_authors() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
-        for name in ["leave-mode", "leave-budget"] {
+        for (name, left) in [
+            ("leave-audit", Some("Audit")),
+            ("leave-warn", Some("Warn")),
+            ("leave-budget", None),
+        ] {
             jobs::filled(client, name, &Generate::BIG).await?;
             let mut suspended = Generate::BIG.placeholder("authors-own");
             suspended["spec"]["suspend"] = json!(true);
             jobs::create_job(client, name, &suspended).await?;
             jobs::create_job(client, name, &Generate::BIG.placeholder("ours")).await?;
+            let pods: Api<Pod> = Api::namespaced(client.clone(), name);
+            let mut pod = Generate::BIG.pod("gated");
+            pod["spec"]["nodeSelector"]["no-such"] = json!("node");
+            let said = create(shared, name, &pod, &[])?;
+            ensure!(said.ok, "{said:?}");
             tokio::time::sleep(Duration::from_secs(1)).await;
             ensure!(
                 jobs::is_held(&jobs::jobs(client, name).get("ours").await?),
                 "it is held"
             );
-            if name == "leave-mode" {
-                jobs::amend(client, name, "images", json!({ "mode": "Audit" })).await?;
+            ensure!(gates(&pods).await? == 1, "and the pod");
+            if let Some(mode) = left {
+                jobs::amend(client, name, "images", json!({ "mode": mode })).await?;
             } else {
                 jobs::budgets(client, name)
                     .delete("images", &DeleteParams::default())
                     .await?;
             }
-            jobs::released(client, name, "ours").await?;
+            let ours = jobs::released(client, name, "ours").await?;
+            ensure!(
+                !ours.annotations().contains_key("jouleward.dev/hold"),
+                "no mark of the hold remains"
+            );
+            eventually("the pod's gate is lifted", SOON, || async {
+                Ok((gates(&pods).await? == 0).then_some(()))
+            })
+            .await?;
             tokio::time::sleep(Duration::from_secs(1)).await;
             let own = jobs::jobs(client, name).get("authors-own").await?;
             ensure!(

@@ -10,6 +10,7 @@
     reason = "tests fail by panicking, on small numbers"
 )]
 
+mod abi;
 mod budgets;
 mod cli;
 mod direction;

@@ -7,9 +7,9 @@ use crate::abi::{
 use std::ffi::c_char;
 
 /// Field identifiers that GetFieldValues answers.
-const FIELD_ENERGY: u32 = 83;
-const FIELD_POWER_AVERAGE: u32 = 185;
-const FIELD_POWER_INSTANT: u32 = 186;
+pub(crate) const FIELD_ENERGY: u32 = 83;
+pub(crate) const FIELD_POWER_AVERAGE: u32 = 185;
+pub(crate) const FIELD_POWER_INSTANT: u32 = 186;
 const TYPE_UNSIGNED_LONG_LONG: u32 = 3;
 
 #[expect(

@@ -23,6 +23,7 @@ mod calls_mig;
 mod calls_process;
 mod calls_system;
 mod clock;
+pub mod layout;
 mod model;
 pub mod scenario;
 
