@@ -1,5 +1,5 @@
-//! The two fields of dcgm-exporter that dashboards ask for, under its names and labels, for
-//! nodes on which it does not run. By GPU alone: who burned it is in our own series.
+//! Two fields of dcgm-exporter, energy and power, under its names and labels, for nodes on
+//! which it does not run. By GPU alone: who burned it is in our own series.
 
 use super::meter::GpuTotals;
 use super::nvml::GpuInfo;

@@ -39,6 +39,7 @@ pub struct GpuTotals {
 pub struct Look {
     pub energy_millijoules: Option<u64>,
     pub power_milliwatts: Option<u64>,
+    /// True where processes have a context, and where that could not be seen.
     pub busy: bool,
     /// True where the driver says that nothing ran since the last look.
     pub at_rest: bool,

@@ -82,6 +82,8 @@ pub struct Reading {
     pub utilisation: Vec<(u32, u32, u64)>,
     /// True where the driver says that nothing ran.
     pub at_rest: bool,
+    /// True where a list of processes was asked for in vain.
+    pub unseen: bool,
     /// PIDs of clients of MPS; they are among `processes` too.
     pub mps_clients: Vec<u32>,
     pub cut: Cut,
@@ -219,12 +221,14 @@ impl Reader {
         reading.cut = cut(device, errors);
         if let Cut::Into(_, instances) = &reading.cut {
             // The board's own list wants more rights than its instances' do.
+            reading.unseen = instances.iter().any(|i| i.processes.is_none());
             let pids = instances.iter().flat_map(|i| i.processes.iter().flatten());
             reading.processes = pids.copied().collect();
             // NVML tells no process's utilisation on a board that is cut.
             return reading;
         }
         let lists = processes(device, errors);
+        reading.unseen = lists.0.is_none();
         reading.processes = lists.0.unwrap_or_default();
         reading.mps_clients = lists.1;
         // An idle GPU answers NotFound: nobody was seen, which is no error.

@@ -321,9 +321,9 @@ impl Sampler {
         let mut answered = false;
         let mut used = BTreeSet::new();
         for uuid in &uuids {
-            let (look, ok) = self.look(uuid, visible, now);
+            let (look, ok, in_use) = self.look(uuid, visible, now);
             answered |= ok;
-            if look.busy || uuids.len() == 1 {
+            if in_use || uuids.len() == 1 {
                 used.insert(uuid.clone());
             }
             // One moment for the whole tick: windows are cut where events were booked.
@@ -361,9 +361,10 @@ impl Sampler {
         }
     }
 
-    fn look(&mut self, uuid: &str, visible: bool, now: u64) -> (Look, bool) {
+    /// A look, whether the GPU answered, and whether processes are on it as far as is known.
+    fn look(&mut self, uuid: &str, visible: bool, now: u64) -> (Look, bool, bool) {
         let Some(reader) = &self.reader else {
-            return (Look::default(), false);
+            return (Look::default(), false, false);
         };
         let since = self
             .since
@@ -404,14 +405,16 @@ impl Sampler {
         let look = Look {
             energy_millijoules: reading.energy_millijoules,
             power_milliwatts: reading.power_milliwatts,
-            busy: !reading.processes.is_empty(),
-            at_rest: reading.at_rest,
+            // What was not seen teaches nothing of idle power.
+            busy: reading.unseen || !reading.processes.is_empty(),
+            at_rest: reading.at_rest && !reading.unseen,
             contexts,
             activity,
             mig,
             mps: !reading.mps_clients.is_empty(),
         };
-        (look, ok)
+        let was = reading.unseen && self.shared.used.load().contains(uuid);
+        (look, ok, was || !reading.processes.is_empty())
     }
 
     /// A GPU that is cut anew is a change of holders.

@@ -52,7 +52,7 @@ fn the_simulated_library_has_the_layout_of_nvidias_own_header() {
     assert!(!compile(&wrong).status.success(), "a wrong size is noticed");
 }
 
-/// Asks everything that the exporter asks, by NVIDIA's own Python client.
+/// Asks by NVIDIA's own Python client what the exporter's figures rest on.
 const CLIENT: &str = r#"
 import json, pynvml as n
 n.nvmlInit()

@@ -159,6 +159,14 @@ fn the_chart_gives_the_exporter_these_rights_and_no_others() {
             mounts == expected.map(|(path, only)| (path.to_owned(), only)),
             "{mounts:?}"
         );
+        let folders: Vec<Value> = list(&pod["volumes"])
+            .iter()
+            .map(|volume| volume["hostPath"]["path"].clone())
+            .collect();
+        ensure!(
+            folders == expected.map(|(path, _)| json!(path)),
+            "{folders:?}"
+        );
         let rules = chart.objects.iter().filter(|object| {
             object["kind"]
                 .as_str()

@@ -345,6 +345,8 @@ fn while_calls_about_mig_fail_a_board_is_split_as_it_was() {
         tenants: vec![
             in_instance(90.0, (0, 3), 3.0 / 7.0),
             in_instance(60.0, (1, 2), 2.0 / 7.0),
+            // Held, and idle: who forgets who worked bills it for work.
+            in_instance(0.0, (2, 1), 1.0 / 7.0),
         ],
         allowed: None,
         quality: "slices",
@@ -355,7 +357,7 @@ fn while_calls_about_mig_fail_a_board_is_split_as_it_was() {
     let bench = start_with(name, Some(&world), &flags);
     bench.until("/v1/pods", "both are billed", |_, text| {
         let page: LedgerPage = serde_json::from_str(text).unwrap_or_default();
-        page.pods.iter().filter(|pod| pod.microjoules > 0).count() == 2
+        page.pods.iter().filter(|pod| pod.microjoules > 0).count() == 3
     });
     let before = energies(&page(&bench));
     for call in [
@@ -375,16 +377,27 @@ fn while_calls_about_mig_fail_a_board_is_split_as_it_was() {
         std::thread::sleep(Duration::from_secs(4));
     }
     let metrics = bench.until("/metrics", "metrics", |status, _| status == 200);
-    let errors = metrics
-        .lines()
-        .filter(|line| line.starts_with("jouleward_nvml_errors_total{"));
-    assert!(errors.count() >= 4, "each is counted: {metrics}");
+    for call in [
+        "MigMode",
+        "MigDeviceHandleByIndex",
+        "Attributes",
+        "ComputeRunningProcesses",
+    ] {
+        let counted = format!("call=\"nvmlDeviceGet{call}\",code=\"unknown\"");
+        assert!(metrics.contains(&counted), "{counted}: {metrics}");
+    }
     let after = page(&bench);
     let spent = |key: &str| (energies(&after)[key] - before[key]) as f64;
     let (a, b) = (spent(&uid(0, 0)), spent(&uid(0, 1)));
     assert!(
         (b / a - 2.0 / 3.0).abs() < 0.001,
         "three slices and two: {a} and {b} µJ"
+    );
+    let idle = spent(&uid(0, 2)) / a;
+    let truth = (50.0 / 7.0) / (90.0 + 150.0 / 7.0);
+    assert!(
+        (idle - truth).abs() < 0.001,
+        "idle alone: {idle}, truly {truth}"
     );
     let nobodys = &after.gpus[0].unattributed;
     let others: u64 = nobodys
