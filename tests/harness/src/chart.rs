@@ -70,13 +70,7 @@ impl Chart {
             .collect()
     }
 
-    /// Arguments and environment of a Deployment's or DaemonSet's container, with the
-    /// downward API resolved from `fields`.
-    pub fn container(
-        &self,
-        name: &str,
-        fields: &BTreeMap<&str, String>,
-    ) -> anyhow::Result<Started> {
+    fn rendered(&self, name: &str) -> anyhow::Result<&Value> {
         let object = self
             .objects
             .iter()
@@ -85,7 +79,35 @@ impl Chart {
                     && matches!(o["kind"].as_str(), Some("Deployment" | "DaemonSet"))
             })
             .with_context(|| format!("the chart has no {name}"))?;
-        let container = &object["spec"]["template"]["spec"]["containers"][0];
+        Ok(&object["spec"]["template"]["spec"]["containers"][0])
+    }
+
+    /// Fails where the chart's ports are not those that tests and demonstration talk to.
+    pub fn check_ports(&self) -> anyhow::Result<()> {
+        for (name, ports) in [
+            ("jouleward-exporter", &[9402][..]),
+            ("jouleward-controller", &[9403]),
+            ("jouleward-webhook", &[9443, 9404]),
+        ] {
+            let rendered = self.rendered(name)?["ports"].as_array().cloned();
+            let numbers = rendered.unwrap_or_default().into_iter();
+            let numbers: Vec<Value> = numbers.map(|port| port["containerPort"].clone()).collect();
+            anyhow::ensure!(
+                numbers == ports,
+                "{name} is rendered with the ports {numbers:?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Arguments and environment of a Deployment's or DaemonSet's container, with the
+    /// downward API resolved from `fields`.
+    pub fn container(
+        &self,
+        name: &str,
+        fields: &BTreeMap<&str, String>,
+    ) -> anyhow::Result<Started> {
+        let container = self.rendered(name)?;
         let mut env = BTreeMap::new();
         for variable in container["env"].as_array().into_iter().flatten() {
             let key = variable["name"].as_str().unwrap_or_default().to_owned();

@@ -68,6 +68,7 @@ impl Stack {
             "gridZones": [{ "name": "default", "source": { "staticGramsPerKwh": 400 }, "pue": "1.25" }],
         });
         let chart = Chart::render(&plane, &values)?;
+        chart.check_ports()?;
         plane.apply(&chart.manifests(|kind| kind == "CustomResourceDefinition")?)?;
         let client = plane.client("admin").await?;
         crate::jobs::wait_for_crds(&client).await?;
