@@ -3,7 +3,7 @@
 SHELL := bash
 CARGO ?= cargo
 
-.PHONY: help demo test check fmt clippy deny generate generated plane bench install-tools clean
+.PHONY: help demo test check fmt clippy deny generate generated plane bench install-tools test-tools clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -14,7 +14,7 @@ demo: install-tools ## Close the loop before your eyes (KEEP=1 leaves it running
 	@tests/plane/build.sh >/dev/null
 	$(CARGO) run -q -p harness --bin demo
 
-test: install-tools ## Run all tests
+test: test-tools ## Run all tests
 	@echo "test: building (a few minutes the first time)"
 	$(CARGO) build --workspace --all-targets
 	@tests/plane/build.sh >/dev/null
@@ -50,12 +50,15 @@ plane: install-tools ## Start a control plane, leave it running, print its KUBEC
 	@tests/plane/build.sh >/dev/null
 	target/debug/plane
 
-bench: ## Print the figures of docs/benchmarks.md
+bench: install-tools ## Print the figures of docs/benchmarks.md
 	$(CARGO) build --release --workspace
 	$(CARGO) bench -q --bench figures
 
 install-tools:
 	@.ci/tools
+
+test-tools:
+	@.ci/tools test
 
 clean: ## Remove what was built
 	$(CARGO) clean

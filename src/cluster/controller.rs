@@ -7,7 +7,7 @@ pub use super::context::Settings;
 use super::energy::Pages;
 use super::lease::{self, Watched};
 use super::memory::Memory;
-use super::stores::seconds_since;
+use super::stores::last_heard;
 use super::{certificates, cycle};
 use crate::clock;
 use crate::contract::{self as c, LEASE};
@@ -175,8 +175,7 @@ fn answer(call: &Call, context: &Context) -> Answer {
         "/readyz" => {
             let synced = context.caches.synced();
             let caches = if synced { "ok" } else { "not synced yet" };
-            let heard = seconds_since(&context.heard);
-            let text = format!("caches: {caches}\nAPI server: last heard of {heard:.0} s ago\n");
+            let text = format!("caches: {caches}\n{}", last_heard(&context.heard));
             Answer::text(readiness(synced), text)
         }
         _ => Answer::not_found(),

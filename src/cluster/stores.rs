@@ -73,10 +73,19 @@ fn key<K: Resource>(object: &K) -> String {
     )
 }
 
-/// Seconds since a moment that [`keep`] noted.
-pub(super) fn seconds_since(heard: &AtomicU64) -> f64 {
+/// Seconds since [`keep`] last heard of the API server; `None` before it has.
+pub(super) fn seconds_since(heard: &AtomicU64) -> Option<f64> {
     let heard = heard.load(Ordering::Relaxed);
-    clock::monotonic_micros().saturating_sub(heard) as f64 / 1e6
+    (heard > 0).then(|| clock::monotonic_micros().saturating_sub(heard) as f64 / 1e6)
+}
+
+/// The same as a line for /readyz.
+pub(super) fn last_heard(heard: &AtomicU64) -> String {
+    let said = seconds_since(heard).map_or_else(
+        || "not heard of yet".to_owned(),
+        |seconds| format!("last heard of {seconds:.0} s ago"),
+    );
+    format!("API server: {said}\n")
 }
 
 /// Keeps a cache up to date until told to stop; wakes `changed` with every event.

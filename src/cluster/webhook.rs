@@ -4,7 +4,7 @@
 use super::caches::{Watches, World};
 use super::review::{Snapshot, by_namespace};
 use super::reviewer::Reviewer;
-use super::stores::{Cache, seconds_since};
+use super::stores::{Cache, last_heard, seconds_since};
 use super::world::Objects;
 use crate::clock;
 use crate::contract::{self as c, LEASE, TLS_SECRET};
@@ -187,7 +187,9 @@ impl Context {
         match call.path.as_str() {
             "/metrics" => {
                 let mut age = Family::new(c::SNAPSHOT_AGE);
-                age.add(Vec::new(), seconds_since(&self.heard));
+                if let Some(seconds) = seconds_since(&self.heard) {
+                    age.add(Vec::new(), seconds);
+                }
                 let mut stale = Family::new(c::LEADER_STALE);
                 stale.add(
                     Vec::new(),
@@ -214,11 +216,8 @@ impl Context {
                 } else {
                     "none yet"
                 };
-                let heard = seconds_since(&self.heard);
-                let text = format!(
-                    "caches: {caches}\ncertificate: {certificate}\n\
-                     API server: last heard of {heard:.0} s ago\n"
-                );
+                let heard = last_heard(&self.heard);
+                let text = format!("caches: {caches}\ncertificate: {certificate}\n{heard}");
                 let ready = self.caches.synced() && self.certificate.is_set();
                 Answer::text(readiness(ready), text)
             }

@@ -236,12 +236,19 @@ impl Split {
 impl Window {
     /// Who is billed for what an owner's process does.
     fn payer(&self, owner: &Owner) -> Payer {
+        Payer::of(owner, self.holders.keys())
+    }
+}
+
+impl Payer {
+    /// An owner as the one of these holders that it is, or the reason why it is none.
+    pub(super) fn of<'a>(owner: &Owner, mut holders: impl Iterator<Item = &'a Holder>) -> Self {
         let Owner::Pod(uid) = owner else {
-            return Payer::Reason(Unattributed::HostProcess);
+            return Self::Reason(Unattributed::HostProcess);
         };
-        let holder = self.holders.keys().find(|holder| holder.uid == *uid);
-        holder.map_or(Payer::Reason(Unattributed::UnknownHolder), |holder| {
-            Payer::Holder(holder.clone())
+        let holder = holders.find(|holder| holder.uid == *uid);
+        holder.map_or(Self::Reason(Unattributed::UnknownHolder), |holder| {
+            Self::Holder(holder.clone())
         })
     }
 }

@@ -87,14 +87,7 @@ impl Mig {
         let contexts = self.instances.get(uuid).map(|i| &i.contexts);
         let mut payers = BTreeMap::new();
         for owner in contexts.into_iter().flatten() {
-            let payer = match owner {
-                Owner::Host => Payer::Reason(Unattributed::HostProcess),
-                Owner::Pod(uid) => held(window, Some(uuid))
-                    .find(|(holder, _)| holder.uid == *uid)
-                    .map_or(Payer::Reason(Unattributed::UnknownHolder), |(holder, _)| {
-                        Payer::Holder(holder.clone())
-                    }),
-            };
+            let payer = Payer::of(owner, held(window, Some(uuid)).map(|(holder, _)| holder));
             *payers.entry(payer).or_default() += 1;
         }
         if payers.is_empty() {

@@ -6,6 +6,7 @@ pub mod attribution;
 pub mod cgroup;
 mod checkpoint;
 pub mod compat;
+mod cuts;
 pub mod exporter;
 mod gpu;
 mod idle;

@@ -4,13 +4,13 @@
 use super::allocations::Allocations;
 use super::attribution::{Holder, Owner};
 use super::checkpoint::{Checkpoint, Found, View, boot_id};
+use super::cuts::Cuts;
 use super::exporter::Settings;
 use super::ledger::page;
 use super::meter::{Look, Meter};
 use super::metrics::{Health, NodeSnapshot};
-use super::mig::Mig;
 use super::names::PodNames;
-use super::nvml::{CallError, Cut, GpuInfo, InstanceReading, OpenError, Reader};
+use super::nvml::{CallError, GpuInfo, OpenError, Reader};
 use super::podresources::Devices;
 use super::procfs::Processes;
 use super::shared::Shared;
@@ -45,10 +45,7 @@ pub(super) struct FoundOut {
 pub(super) struct Sampler {
     settings: Settings,
     shared: Arc<Shared>,
-    /// What device names mean; changes when a GPU is cut anew.
-    devices: Devices,
-    /// How each GPU was cut at the last look.
-    cuts: HashMap<String, Mig>,
+    cuts: Cuts,
     /// The kubelet's last answer was read with other devices.
     devices_changed: bool,
     reader: Option<Reader>,
@@ -77,8 +74,7 @@ impl Sampler {
         let processes = Processes::new(settings.proc_root.clone());
         Self {
             shared,
-            devices: Devices::default(),
-            cuts: HashMap::new(),
+            cuts: Cuts::default(),
             devices_changed: false,
             reader: None,
             meter: Meter::default(),
@@ -204,6 +200,7 @@ impl Sampler {
             health: self.health.report(),
             gpus: self.reader.iter().flat_map(Reader::gpus).cloned().collect(),
             holders: self
+                .cuts
                 .devices
                 .holders(&listed.claims)
                 .0
@@ -225,10 +222,13 @@ impl Sampler {
                 for error in reader.errors.drain(..) {
                     self.health.count(&error);
                 }
-                self.devices = Devices::default();
+                self.cuts.devices = Devices::default();
                 for gpu in reader.gpus() {
                     tracing::info!(uuid = gpu.uuid, model = gpu.model, "metering");
-                    self.devices.by_index.insert(gpu.index, gpu.uuid.clone());
+                    self.cuts
+                        .devices
+                        .by_index
+                        .insert(gpu.index, gpu.uuid.clone());
                     self.meter
                         .add_gpu(gpu.clone(), self.settings.idle_milliwatts);
                 }
@@ -272,7 +272,7 @@ impl Sampler {
         if news && complete && listed.number > 0 {
             self.listed = listed.number;
             self.devices_changed = false;
-            let (holders, unknown) = self.devices.holders(&listed.claims);
+            let (holders, unknown) = self.cuts.devices.holders(&listed.claims);
             self.health.unknown_devices(unknown);
             let names = &self.names;
             let own = self.settings.own.as_ref().map(|own| own.uid.clone());
@@ -400,7 +400,14 @@ impl Sampler {
                 }
             }
         }
-        let mig = self.cut(uuid, &reading.cut, visible, now);
+        let (mig, anew) = self
+            .cuts
+            .look(uuid, &reading.cut, &mut self.processes, visible, now);
+        if anew {
+            // A GPU that is cut anew is a change of holders.
+            self.devices_changed = true;
+            self.allocations.something_happened(now);
+        }
         let ok = reading.energy_millijoules.is_some() || reading.power_milliwatts.is_some();
         let look = Look {
             energy_millijoules: reading.energy_millijoules,
@@ -415,80 +422,6 @@ impl Sampler {
         };
         let was = reading.unseen && self.shared.used.load().contains(uuid);
         (look, ok, was || !reading.processes.is_empty())
-    }
-
-    /// A GPU that is cut anew is a change of holders.
-    fn notice_cut(&mut self, uuid: &str, instances: &[InstanceReading], now: u64) {
-        let before = self
-            .devices
-            .instances
-            .iter()
-            .filter(|(_, gpu)| *gpu == uuid);
-        let before: BTreeSet<&str> = before.map(|(instance, _)| instance.as_str()).collect();
-        let after: BTreeSet<&str> = instances.iter().map(|i| i.uuid.as_str()).collect();
-        if before == after {
-            return;
-        }
-        tracing::info!(gpu = uuid, instances = after.len(), "is cut by MIG anew");
-        self.devices.instances.retain(|_, gpu| gpu != uuid);
-        for instance in instances {
-            let gpu = uuid.to_owned();
-            self.devices.instances.insert(instance.uuid.clone(), gpu);
-        }
-        self.devices_changed = true;
-        self.allocations.something_happened(now);
-    }
-
-    /// How a board is cut now; what a failed call leaves open is as it was.
-    fn cut(&mut self, uuid: &str, cut: &Cut, visible: bool, now: u64) -> Option<Mig> {
-        let before = self.cuts.remove(uuid);
-        let mig = match cut {
-            Cut::Whole => {
-                self.notice_cut(uuid, &[], now);
-                return None;
-            }
-            Cut::Unknown => before,
-            Cut::Into(slots, found) => {
-                self.notice_cut(uuid, found, now);
-                let before = before.unwrap_or_default();
-                Some(self.mig(*slots, found, &before, visible, now))
-            }
-        }?;
-        self.cuts.insert(uuid.to_owned(), mig.clone());
-        Some(mig)
-    }
-
-    fn mig(
-        &mut self,
-        slots: u32,
-        found: &[InstanceReading],
-        before: &Mig,
-        visible: bool,
-        now: u64,
-    ) -> Mig {
-        let mut instances = BTreeMap::new();
-        for reading in found {
-            let mut instance = before
-                .instances
-                .get(&reading.uuid)
-                .cloned()
-                .unwrap_or_default();
-            if let Some(slices) = reading.slices {
-                instance.slices = u64::from(slices);
-            }
-            if let Some(pids) = &reading.processes {
-                let seen = pids.iter().filter(|_| visible);
-                let contexts = seen.filter_map(|pid| self.processes.owner(*pid, now));
-                instance.contexts = contexts.collect();
-                // The server of MPS is nobody's tenant: its clients are.
-                instance.busy = pids.iter().any(|pid| !self.processes.serves_mps(*pid));
-            }
-            instances.insert(reading.uuid.clone(), instance);
-        }
-        Mig {
-            slices: u64::from(slots),
-            instances,
-        }
     }
 
     fn publish(&mut self, now: u64) {

@@ -10,12 +10,12 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What `make install-tools` unpacked of NVIDIA's wheels.
+/// What `make test-tools` unpacked of NVIDIA's wheels.
 fn unpacked() -> PathBuf {
     let path = target().join("tools/nvml");
     assert!(
         path.join("pynvml.py").exists(),
-        "not there: run `make install-tools`"
+        "not there: run `make test-tools`"
     );
     path
 }

@@ -17,7 +17,7 @@ pub struct Prometheus {
 /// Series by their labels, with their value.
 pub type Answer = Vec<(serde_json::Map<String, Value>, f64)>;
 
-/// Debian's prometheus or promtool: unpacked by `make install-tools`, or installed.
+/// Debian's prometheus or promtool: unpacked by `make test-tools`, or installed.
 fn tool(name: &str) -> PathBuf {
     let unpacked = target().join("tools/usr/bin").join(name);
     if unpacked.exists() {
@@ -105,7 +105,7 @@ pub fn check_metrics(text: &str) -> anyhow::Result<()> {
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn()
-        .context("promtool does not start: run `make install-tools`")?;
+        .context("promtool does not start: run `make test-tools`")?;
     child
         .stdin
         .take()
