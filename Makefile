@@ -3,7 +3,7 @@
 SHELL := bash
 CARGO ?= cargo
 
-.PHONY: help demo test check fmt clippy deny generate generated plane bench install-tools test-tools clean
+.PHONY: help demo test check fmt clippy deny generate generated plane bench soak install-tools test-tools clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,10 @@ plane: install-tools ## Start a control plane, leave it running, print its KUBEC
 bench: install-tools ## Print the figures of docs/benchmarks.md
 	$(CARGO) build --release --workspace
 	$(CARGO) bench -q --bench figures
+
+soak: test-tools ## Hours of a busy node (SOAK_MINUTES=180), figures for docs/benchmarks.md
+	$(CARGO) build --release --workspace
+	$(CARGO) test --release --test it -- --ignored --nocapture soak::
 
 install-tools:
 	@.ci/tools

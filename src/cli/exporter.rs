@@ -52,7 +52,7 @@ impl Own {
             namespace: self.namespace,
             pod,
             container: "pod".to_owned(),
-            instance: None,
+            ..Holder::default()
         }))
     }
 }
@@ -100,6 +100,10 @@ pub(super) struct Exporter {
     /// Seconds for which an ended pod's series stays; at least three scrapes.
     #[arg(long, default_value_t = 300.0)]
     hold_after_end_seconds: f64,
+    /// Seconds for which an ended pod stays in the ledger (/v1/pods) for a controller that is
+    /// away; at least those of its series.
+    #[arg(long, default_value_t = 3600.0)]
+    keep_final_seconds: f64,
     /// Idle power of each GPU in watts, where it should not be learnt.
     #[arg(long)]
     idle_watts: Option<f64>,
@@ -107,6 +111,11 @@ pub(super) struct Exporter {
     /// lost to it. Without, sums begin at zero and what burns meanwhile is nobody's.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
+    /// Split a board that MIG has cut by how busy each instance is, too (Hopper and newer).
+    /// Reads GPU performance monitoring, which adds some power and which one profiler at a
+    /// time may use.
+    #[arg(long)]
+    mig_activity: bool,
     /// Also show energy and power under another exporter's names, in the text format only:
     /// for nodes on which that exporter does not run.
     #[arg(long, value_enum)]
@@ -159,8 +168,14 @@ impl Exporter {
             kubelet_socket: self.kubelet_socket,
             pod_logs: self.pod_logs,
             proc_root: self.proc_root,
+            mig_activity: self.mig_activity,
             compat: self.compat.map(|Names::Dcgm| Compat::Dcgm),
-            keep_final: Duration::from_hours(1),
+            keep_final: seconds(
+                "--keep-final-seconds",
+                self.keep_final_seconds,
+                self.hold_after_end_seconds,
+                86_400.0,
+            )?,
             most_pods: 10_000,
         };
         if self.once || self.dump {

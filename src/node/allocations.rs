@@ -2,8 +2,8 @@
 //! to come and go between them. Pure.
 
 use super::attribution::Holder;
+use super::devices::Holders;
 use super::pairs;
-use super::podresources::Holders;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -76,6 +76,14 @@ impl Allocations {
     pub fn anyone(&self, gpu: &str, from: u64, to: u64) -> impl Iterator<Item = &Tenure> {
         let tenures = self.tenures.get(gpu).into_iter().flatten();
         tenures.filter(move |t| t.since <= to && t.until.is_none_or(|until| until > from))
+    }
+
+    /// Everyone who holds a GPU now, by GPU.
+    pub fn now(&self) -> impl Iterator<Item = (&str, Vec<&Tenure>)> {
+        self.tenures.iter().map(|(gpu, tenures)| {
+            let open = tenures.iter().filter(|tenure| tenure.until.is_none());
+            (gpu.as_str(), open.collect())
+        })
     }
 
     /// True where the holders of a GPU changed while no exporter ran.
@@ -264,7 +272,7 @@ mod tests {
             namespace: "ns".into(),
             pod: pod.into(),
             container: "main".into(),
-            instance: None,
+            ..Holder::default()
         };
         BTreeMap::from([(
             "GPU-0".to_owned(),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Who may be billed for a GPU: a container of a pod.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Holder {
     pub uid: String,
     pub namespace: String,
@@ -17,6 +17,9 @@ pub struct Holder {
     /// UUID of the MIG instance that is held, where it is not the whole GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// The ResourceClaim that brought it, `namespace/name`, where no device plugin did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<String>,
 }
 
 impl fmt::Display for Holder {
@@ -347,7 +350,7 @@ mod tests {
             namespace: "ns".into(),
             pod: name.into(),
             container: "main".into(),
-            instance: None,
+            ..Holder::default()
         }
     }
 

@@ -173,9 +173,9 @@ pub(super) fn boot_id(proc_root: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::attribution::{Holder, Unattributed};
+    use super::super::devices::Holders;
     use super::super::meter::Look;
     use super::super::nvml::{EnergySource, GpuInfo};
-    use super::super::podresources::Holders;
     use super::*;
     use crate::law::Microjoules;
     use std::collections::BTreeMap;
@@ -207,7 +207,7 @@ mod tests {
                 namespace: "ns".into(),
                 pod: pod.into(),
                 container: "main".into(),
-                instance: None,
+                ..Holder::default()
             };
             (GPU.to_owned(), BTreeMap::from([(holder, 1)]))
         });

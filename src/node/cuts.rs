@@ -1,10 +1,10 @@
 //! How each board is cut from look to look, and so what the kubelet's device names mean.
 
+use super::devices::{Devices, Part};
+use super::instances::{Activity, Cut, InstanceReading};
 use super::mig::Mig;
-use super::nvml::{Cut, InstanceReading};
-use super::podresources::Devices;
 use super::procfs::Processes;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 #[derive(Debug, Default)]
 pub(super) struct Cuts {
@@ -47,6 +47,11 @@ impl Cuts {
                 // The server of MPS is nobody's tenant: its clients are.
                 instance.busy = pids.iter().any(|pid| !processes.serves_mps(*pid));
             }
+            match reading.activity {
+                Activity::Untold => instance.activity = None,
+                Activity::TooSoon => {}
+                Activity::Permille(activity) => instance.activity = Some(u64::from(activity)),
+            }
             instances.insert(reading.uuid.clone(), instance);
         }
         let mig = Mig {
@@ -59,17 +64,31 @@ impl Cuts {
 
     /// Takes note of a board's instances; true where they are others than before.
     fn rename(&mut self, uuid: &str, found: &[InstanceReading]) -> bool {
+        let part = |i: &InstanceReading| Part {
+            gpu: uuid.to_owned(),
+            number: i.number,
+            slices: i.slices,
+        };
+        let after: BTreeMap<String, Part> =
+            found.iter().map(|i| (i.uuid.clone(), part(i))).collect();
         let instances = &mut self.devices.instances;
-        let before = instances.iter().filter(|(_, gpu)| *gpu == uuid);
-        let before: BTreeSet<&str> = before.map(|(instance, _)| instance.as_str()).collect();
-        let after: BTreeSet<&str> = found.iter().map(|i| i.uuid.as_str()).collect();
-        if before == after {
+        let before = instances.iter().filter(|(_, part)| part.gpu == uuid);
+        if before.eq(&after) {
             return false;
         }
         tracing::info!(gpu = uuid, instances = after.len(), "is cut by MIG anew");
-        instances.retain(|_, gpu| gpu != uuid);
-        let named = found.iter().map(|i| (i.uuid.clone(), uuid.to_owned()));
-        instances.extend(named);
+        instances.retain(|_, part| part.gpu != uuid);
+        instances.extend(after);
         true
+    }
+
+    /// The GPU instance's number, and its share of the board, of a MIG instance.
+    pub(super) fn part(&self, gpu: &str, instance: &str) -> (Option<u32>, Option<f64>) {
+        let number = self.devices.instances.get(instance).and_then(|p| p.number);
+        let share = self.last.get(gpu).and_then(|mig| {
+            let slices = mig.instances.get(instance)?.slices;
+            (mig.slices > 0).then(|| slices as f64 / mig.slices as f64)
+        });
+        (number, share)
     }
 }

@@ -42,6 +42,8 @@ pub struct Settings {
     pub own: Option<Holder>,
     /// File that lets the sums go on after a restart.
     pub checkpoint: Option<PathBuf>,
+    /// Read how busy MIG instances are, by GPU performance monitoring.
+    pub mig_activity: bool,
     /// Another exporter's names besides ours.
     pub compat: Option<Compat>,
 }

@@ -3,6 +3,7 @@
 
 use super::compat::Compat;
 use super::exporter::Settings;
+use super::held::Held;
 use super::meter::{GpuTotals, Meter, PodAccount};
 use super::nvml::{CallError, GpuInfo, OpenError};
 use crate::contract::{self as c};
@@ -168,12 +169,19 @@ pub(super) struct NodeSnapshot {
     node: String,
     gpus: Vec<(GpuInfo, GpuTotals)>,
     pods: Vec<PodSeries>,
+    held: Vec<Held>,
     namespaces: BTreeMap<String, Microjoules>,
     pub(super) health: Health,
 }
 
 impl NodeSnapshot {
-    pub(super) fn of(meter: &Meter, settings: &Settings, health: &Health, now: u64) -> Self {
+    pub(super) fn of(
+        meter: &Meter,
+        held: Vec<Held>,
+        settings: &Settings,
+        health: &Health,
+        now: u64,
+    ) -> Self {
         let micros =
             |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let (delay, hold) = (
@@ -201,6 +209,7 @@ impl NodeSnapshot {
                 .map(|(info, totals)| (info.clone(), totals.clone()))
                 .collect(),
             pods,
+            held,
             namespaces: meter.namespaces().clone(),
             health: health.clone(),
         }
@@ -334,7 +343,6 @@ impl NodeSnapshot {
 
     fn pod_families(&self) -> Vec<Family> {
         let mut energy = Family::new(c::POD_ENERGY);
-        let mut allocation = Family::new(c::ALLOCATION);
         let mut namespaces = Family::new(c::NAMESPACE_ENERGY);
         for PodSeries { account, zero } in &self.pods {
             for ((container, gpu), share) in &account.shares {
@@ -350,17 +358,45 @@ impl NodeSnapshot {
                     labels.push(("component", component.to_owned()));
                     energy.add(labels, if *zero { 0.0 } else { joules(value) });
                 }
-                if account.ended.is_none() {
-                    let mut labels = labels;
-                    labels.push(("source", "device-plugin".to_owned()));
-                    allocation.add(labels, 1.0);
-                }
             }
         }
         for (namespace, value) in &self.namespaces {
             namespaces.add(self.labels(&[("namespace", namespace)]), joules(*value));
         }
-        vec![energy, namespaces, allocation]
+        let (allocation, claims) = self.held_families();
+        vec![energy, namespaces, allocation, claims]
+    }
+
+    fn held_families(&self) -> (Family, Family) {
+        let mut allocation = Family::new(c::ALLOCATION);
+        let mut claims = Family::new(c::CLAIM_INFO);
+        for held in &self.held {
+            let holder = &held.tenure.holder;
+            let instance = held.gpu_instance.map(|number| number.to_string());
+            let labels = self.labels(&[
+                ("namespace", &holder.namespace),
+                ("pod", &holder.pod),
+                ("uid", &holder.uid),
+                ("container", &holder.container),
+                ("gpu_uuid", &held.gpu),
+                ("gpu_instance_id", &instance.unwrap_or_default()),
+            ]);
+            let mut allocated = labels.clone();
+            let source = if holder.claim.is_some() {
+                "dra"
+            } else {
+                "device-plugin"
+            };
+            allocated.push(("source", source.to_owned()));
+            allocation.add(allocated, held.ratio);
+            if let Some((namespace, name)) = holder.claim.as_ref().and_then(|c| c.split_once('/')) {
+                let mut labels = labels;
+                labels.push(("claim_namespace", namespace.to_owned()));
+                labels.push(("claim", name.to_owned()));
+                claims.add(labels, 1.0);
+            }
+        }
+        (allocation, claims)
     }
 
     fn health_families(&self) -> Vec<Family> {

@@ -1,6 +1,7 @@
 //! A GPU that MIG has cut into instances: the counter is still the board's, and NVML tells
-//! nobody's utilisation or power. Idle power goes by slices, whoever holds them; the rest by
-//! slices of the instances with processes. Pure.
+//! no process's utilisation and no instance's power. Idle power goes by slices, whoever holds
+//! them; the rest by slices of the instances with processes, and by how busy those were
+//! where that is told. Pure.
 
 use super::attribution::{Holder, Owner, Payer, Quality, Unattributed, Window, apportion, holding};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub struct Instance {
     pub busy: bool,
     /// Whose those processes are, as far as they can be told.
     pub contexts: BTreeSet<Owner>,
+    /// Share of its multiprocessors that were at work, in thousandths, where it is told.
+    #[serde(default)]
+    pub activity: Option<u64>,
 }
 
 impl Mig {
@@ -51,11 +55,11 @@ impl Mig {
             // Without a sight of processes, every holder may have worked.
             instance.busy || !any_busy && held(window, Some(uuid)).next().is_some()
         };
-        let working: BTreeMap<&str, u64> = self
+        let working: BTreeMap<&str, &Instance> = self
             .instances
             .iter()
             .filter(|(uuid, instance)| instance.slices > 0 && works(uuid, instance))
-            .map(|(uuid, instance)| (uuid.as_str(), instance.slices))
+            .map(|(uuid, instance)| (uuid.as_str(), instance))
             .collect();
         if working.is_empty() {
             let reason = if window.unwatched {
@@ -65,16 +69,18 @@ impl Mig {
             };
             return (vec![(Payer::Reason(reason), active)], Quality::Exact);
         }
-        let several = working.len() > 1;
+        let (weights, told) = weights(&working);
+        let several = weights.len() > 1;
         let mut equal = false;
         let mut parts = Vec::new();
-        for (uuid, part) in apportion(active, &working) {
+        for (uuid, part) in apportion(active, &weights) {
             let payers = self.payers(window, uuid);
             equal |= payers.len() > 1;
             parts.extend(apportion(part, &payers));
         }
         let quality = match (equal, several) {
             (true, _) => Quality::Equal,
+            (false, true) if told => Quality::Sampled,
             (false, true) => Quality::Slices,
             (false, false) => Quality::Exact,
         };
@@ -102,6 +108,21 @@ impl Mig {
     }
 }
 
+/// What instances have worked, relative to each other: slices, by their activity where that
+/// is told of all of them; and whether it is.
+fn weights<'a>(working: &BTreeMap<&'a str, &Instance>) -> (BTreeMap<&'a str, u64>, bool) {
+    let slices = working.iter().map(|(uuid, i)| (*uuid, i.slices));
+    let work = working
+        .iter()
+        .map(|(uuid, i)| Some((*uuid, i.slices * i.activity?)));
+    let work: Option<BTreeMap<&str, u64>> = work.collect();
+    let work = work.filter(|work| work.values().any(|work| *work > 0));
+    match work {
+        Some(work) => (work, true),
+        None => (slices.collect(), false),
+    }
+}
+
 /// Who holds an instance all through the window: those who were given it, and those who were
 /// given the whole board.
 fn held<'a>(window: &'a Window, uuid: Option<&str>) -> impl Iterator<Item = (&'a Holder, &'a u64)> {
@@ -126,6 +147,7 @@ mod tests {
             pod: pod.into(),
             container: "main".into(),
             instance: Some(instance.into()),
+            claim: None,
         }
     }
 
@@ -134,6 +156,7 @@ mod tests {
             slices,
             busy: !owners.is_empty(),
             contexts: owners.iter().map(|uid| Owner::Pod((*uid).into())).collect(),
+            activity: None,
         }
     }
 
@@ -182,6 +205,30 @@ mod tests {
         assert_eq!(of(&split, "c", "MIG-3"), (0, 10));
         assert_eq!(split.unattributed[&Unattributed::Unallocated].0, 10_000_000);
         assert_eq!(split.quality, Quality::Slices);
+    }
+
+    #[test]
+    fn work_goes_by_slices_and_activity_where_all_tell_it() {
+        let busy = |slices, pod, activity| Instance {
+            activity,
+            ..instance(slices, &[pod])
+        };
+        let split_of = |second| {
+            split(&window(
+                &[("a", "MIG-1"), ("b", "MIG-2")],
+                &[
+                    ("MIG-1", busy(3, "a", Some(200))),
+                    ("MIG-2", busy(2, "b", second)),
+                ],
+            ))
+        };
+        let told = split_of(Some(850));
+        assert_eq!(of(&told, "a", "MIG-1"), (60, 30), "600 of 2,300");
+        assert_eq!(of(&told, "b", "MIG-2"), (170, 20));
+        assert_eq!(told.quality, Quality::Sampled);
+        let untold = split_of(None);
+        assert_eq!(of(&untold, "a", "MIG-1"), (138, 30));
+        assert_eq!(untold.quality, Quality::Slices);
     }
 
     #[test]
@@ -237,19 +284,21 @@ mod tests {
             energy in 0_u64..700_000_000,
             idle in 0_u64..100_000,
             slices in 0_u64..8,
-            instances in proptest::collection::vec((0_u64..8, 0_usize..3, 0_usize..3), 0..8),
+            instances in proptest::collection::vec(
+                (0_u64..8, 0_usize..3, 0_usize..3, proptest::option::of(0_u64..=1000)), 0..8),
         ) {
             let mut world = window(&[], &[]);
             (world.energy, world.idle_milliwatts) = (Microjoules(energy), idle);
             let mut mig = Mig { slices, ..Mig::default() };
-            for (number, (slices, holders, owners)) in instances.into_iter().enumerate() {
+            for (number, (slices, holders, owners, activity)) in instances.into_iter().enumerate() {
                 let uuid = format!("MIG-{number}");
                 for n in 0..holders {
                     world.holders.insert(holder(&format!("p{n}"), &uuid), n as u64);
                 }
                 let names: Vec<String> = (0..owners).map(|n| format!("p{n}")).collect();
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                mig.instances.insert(uuid, instance(slices, &names));
+                let instance = Instance { activity, ..instance(slices, &names) };
+                mig.instances.insert(uuid, instance);
             }
             world.mig = Some(mig);
             prop_assert_eq!(split(&world).total(), Microjoules(energy));

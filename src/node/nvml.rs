@@ -3,6 +3,8 @@
 //! This is the one narrow interface behind which another vendor's counters would fit:
 //! [`Reader::open`] and [`Reader::read`].
 
+use super::instances::Instances;
+pub use super::instances::{Cut, InstanceReading};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvml_wrapper::{Device, Nvml};
@@ -24,6 +26,9 @@ pub const LIBRARY_PATHS: [&str; 4] = [
 pub struct GpuInfo {
     pub uuid: String,
     pub index: u32,
+    /// Number of its device file: 0 of /dev/nvidia0.
+    #[serde(default)]
+    pub minor: u32,
     pub model: String,
     pub pci_bus_id: String,
     pub driver: String,
@@ -90,32 +95,10 @@ pub struct Reading {
     pub errors: Vec<CallError>,
 }
 
-/// How MIG has cut a board.
-#[derive(Debug, Clone, Default)]
-pub enum Cut {
-    /// MIG is off, or the board cannot be cut.
-    #[default]
-    Whole,
-    /// Into as many slices at most, with these instances.
-    Into(u32, Vec<InstanceReading>),
-    /// A call failed: what was seen last still stands.
-    Unknown,
-}
-
-/// One MIG instance at one look. Its handle dies when the GPU is cut anew, and may then be
-/// another's, so nothing of it is kept.
-#[derive(Debug, Clone, Default)]
-pub struct InstanceReading {
-    pub uuid: String,
-    /// Compute slices; `None` where the call failed.
-    pub slices: Option<u32>,
-    /// `None` where the call failed.
-    pub processes: Option<Vec<u32>>,
-}
-
 /// An initialised NVML and its devices.
 pub struct Reader {
     devices: BTreeMap<String, (GpuInfo, Device<'static>)>,
+    instances: Instances,
     pub errors: Vec<CallError>,
 }
 
@@ -133,8 +116,9 @@ pub enum OpenError {
 }
 
 impl Reader {
-    /// Loads the first library that answers and takes stock of its devices.
-    pub fn open(libraries: &[PathBuf]) -> Result<Self, OpenError> {
+    /// Loads the first library that answers and takes stock of its devices; `activity` says
+    /// whether GPU performance monitoring is read of MIG instances.
+    pub fn open(libraries: &[PathBuf], activity: bool) -> Result<Self, OpenError> {
         let mut last = OpenError::Library("no path given".to_owned());
         for path in libraries {
             let name = OsString::from(path);
@@ -142,7 +126,7 @@ impl Reader {
                 // Leaked on purpose, once a successful start: the devices borrow it for as
                 // long as the process lives, and its Drop panics where nvmlShutdown is
                 // not exported.
-                Ok(nvml) => return Self::stock(Box::leak(Box::new(nvml))),
+                Ok(nvml) => return Self::stock(Box::leak(Box::new(nvml)), activity),
                 Err(NvmlError::LibloadingError(error)) => {
                     last = OpenError::Library(format!("{}: {error}", path.display()));
                 }
@@ -152,7 +136,7 @@ impl Reader {
         Err(last)
     }
 
-    fn stock(nvml: &'static Nvml) -> Result<Self, OpenError> {
+    fn stock(nvml: &'static Nvml, activity: bool) -> Result<Self, OpenError> {
         let driver = nvml
             .sys_driver_version()
             .unwrap_or_else(|_| "unknown".to_owned());
@@ -161,6 +145,7 @@ impl Reader {
             .map_err(|e| OpenError::Devices(code(&e)))?;
         let mut reader = Self {
             devices: BTreeMap::new(),
+            instances: Instances::new(nvml, activity),
             errors: Vec::new(),
         };
         for index in 0..count {
@@ -185,6 +170,8 @@ impl Reader {
         let info = GpuInfo {
             uuid: device.uuid().map_err(failed("nvmlDeviceGetUUID"))?,
             index,
+            // A driver that does not say numbers them as it lists them.
+            minor: device.minor_number().unwrap_or(index),
             model: device.name().unwrap_or_else(|_| "unknown".to_owned()),
             pci_bus_id: device.pci_info().map(|pci| pci.bus_id).unwrap_or_default(),
             driver: driver.to_owned(),
@@ -201,9 +188,10 @@ impl Reader {
         self.devices.values().map(|(info, _)| info)
     }
 
-    /// One look at one GPU; utilisation newer than `since` (µs). A call that fails leaves
+    /// One look at one GPU at `now` (µs, monotonic); utilisation newer than `since` (µs since
+    /// the Unix epoch). A call that fails leaves
     /// its part empty and is listed.
-    pub fn read(&self, uuid: &str, since: u64) -> Reading {
+    pub fn read(&mut self, uuid: &str, since: u64, now: u64) -> Reading {
         let mut reading = Reading::default();
         let Some((info, device)) = self.devices.get(uuid) else {
             return reading;
@@ -218,7 +206,7 @@ impl Reader {
         }
         reading.power_milliwatts =
             keep(device.power_usage(), "nvmlDeviceGetPowerUsage", errors).map(u64::from);
-        reading.cut = cut(device, errors);
+        reading.cut = self.instances.look(device, now, errors);
         if let Cut::Into(_, instances) = &reading.cut {
             // The board's own list wants more rights than its instances' do.
             reading.unseen = instances.iter().any(|i| i.processes.is_none());
@@ -251,7 +239,7 @@ impl Reader {
 
 /// The wrapper asks for a list's length, then for the list: where one came in between, it is
 /// asked again.
-fn again<T>(call: impl Fn() -> Result<T, NvmlError>) -> Result<T, NvmlError> {
+pub(super) fn again<T>(call: impl Fn() -> Result<T, NvmlError>) -> Result<T, NvmlError> {
     match call() {
         Err(NvmlError::InsufficientSize(_)) => call(),
         other => other,
@@ -260,7 +248,10 @@ fn again<T>(call: impl Fn() -> Result<T, NvmlError>) -> Result<T, NvmlError> {
 
 /// PIDs with a context, `None` where the call failed, and those among them that are clients
 /// of MPS.
-fn processes(device: &Device<'_>, errors: &mut Vec<CallError>) -> (Option<Vec<u32>>, Vec<u32>) {
+pub(super) fn processes(
+    device: &Device<'_>,
+    errors: &mut Vec<CallError>,
+) -> (Option<Vec<u32>>, Vec<u32>) {
     let pids = |list: Vec<ProcessInfo>| list.into_iter().map(|process| process.pid).collect();
     let compute = keep(
         again(|| device.running_compute_processes()),
@@ -282,64 +273,21 @@ fn processes(device: &Device<'_>, errors: &mut Vec<CallError>) -> (Option<Vec<u3
 }
 
 /// True where the driver or the board does not have the call at all.
-fn is_absent(error: &NvmlError) -> bool {
+pub(super) fn is_absent(error: &NvmlError) -> bool {
     matches!(
         error,
         NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound | NvmlError::NotSupported
     )
 }
 
-/// How a board is cut: found anew at each look.
-fn cut(device: &Device<'_>, errors: &mut Vec<CallError>) -> Cut {
-    match device.mig_mode() {
-        Ok(mode) if mode.current == 1 => {
-            instances(device, errors).map_or(Cut::Unknown, |(slots, found)| Cut::Into(slots, found))
-        }
-        Ok(_) => Cut::Whole,
-        Err(error) if is_absent(&error) => Cut::Whole,
-        Err(error) => {
-            errors.push(failed("nvmlDeviceGetMigMode")(error));
-            Cut::Unknown
-        }
-    }
-}
-
-/// `None` where it cannot be told which instances there are.
-fn instances(
-    device: &Device<'_>,
-    errors: &mut Vec<CallError>,
-) -> Option<(u32, Vec<InstanceReading>)> {
-    let slots = keep(
-        device.mig_device_count(),
-        "nvmlDeviceGetMaxMigDeviceCount",
-        errors,
-    )?;
-    let mut found = Vec::new();
-    for slot in 0..slots {
-        let handle = match device.mig_device_by_index(slot) {
-            // A hole.
-            Err(NvmlError::NotFound) => continue,
-            other => keep(other, "nvmlDeviceGetMigDeviceHandleByIndex", errors)?,
-        };
-        // One GPU instance may hold several compute instances: each has its own slices.
-        let attributes = keep(handle.attributes(), "nvmlDeviceGetAttributes", errors);
-        found.push(InstanceReading {
-            uuid: keep(handle.uuid(), "nvmlDeviceGetUUID", errors)?,
-            slices: attributes.map(|a| a.compute_instance_slice_count),
-            processes: processes(&handle, errors).0,
-        });
-    }
-    Some((slots, found))
-}
-
-fn failed(call: &'static str) -> impl Fn(NvmlError) -> CallError {
+pub(super) fn failed(call: &'static str) -> impl Fn(NvmlError) -> CallError {
     move |error| CallError {
         call,
         code: code(&error),
     }
 }
 
-fn keep<T>(
+pub(super) fn keep<T>(
     result: Result<T, NvmlError>,
     call: &'static str,
     errors: &mut Vec<CallError>,

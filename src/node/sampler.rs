@@ -5,13 +5,14 @@ use super::allocations::Allocations;
 use super::attribution::{Holder, Owner};
 use super::checkpoint::{Checkpoint, Found, View, boot_id};
 use super::cuts::Cuts;
+use super::devices::Devices;
 use super::exporter::Settings;
+use super::held::held;
 use super::ledger::page;
 use super::meter::{Look, Meter};
 use super::metrics::{Health, NodeSnapshot};
 use super::names::PodNames;
 use super::nvml::{CallError, GpuInfo, OpenError, Reader};
-use super::podresources::Devices;
 use super::procfs::Processes;
 use super::shared::Shared;
 use crate::clock;
@@ -217,7 +218,7 @@ impl Sampler {
     }
 
     fn open(&mut self) {
-        match Reader::open(&self.settings.libraries) {
+        match Reader::open(&self.settings.libraries, self.settings.mig_activity) {
             Ok(mut reader) => {
                 for error in reader.errors.drain(..) {
                     self.health.count(&error);
@@ -227,8 +228,8 @@ impl Sampler {
                     tracing::info!(uuid = gpu.uuid, model = gpu.model, "metering");
                     self.cuts
                         .devices
-                        .by_index
-                        .insert(gpu.index, gpu.uuid.clone());
+                        .by_minor
+                        .insert(gpu.minor, gpu.uuid.clone());
                     self.meter
                         .add_gpu(gpu.clone(), self.settings.idle_milliwatts);
                 }
@@ -363,7 +364,7 @@ impl Sampler {
 
     /// A look, whether the GPU answered, and whether processes are on it as far as is known.
     fn look(&mut self, uuid: &str, visible: bool, now: u64) -> (Look, bool, bool) {
-        let Some(reader) = &self.reader else {
+        let Some(reader) = &mut self.reader else {
             return (Look::default(), false, false);
         };
         let since = self
@@ -371,7 +372,7 @@ impl Sampler {
             .get(uuid)
             .copied()
             .unwrap_or_else(clock::wall_micros);
-        let reading = reader.read(uuid, since);
+        let reading = reader.read(uuid, since, now);
         for error in &reading.errors {
             self.health.count(error);
         }
@@ -441,7 +442,8 @@ impl Sampler {
             now,
         )));
         self.shared.replays.store(Arc::new(self.meter.replays()));
-        let snapshot = NodeSnapshot::of(&self.meter, &self.settings, &self.health, now);
+        let held = held(&self.allocations, &self.cuts);
+        let snapshot = NodeSnapshot::of(&self.meter, held, &self.settings, &self.health, now);
         self.shared.snapshot.store(Arc::new(snapshot));
         self.shared.looks.fetch_add(1, Ordering::AcqRel);
     }

@@ -1,9 +1,9 @@
 //! What the sampler's thread shares with the async side: the kubelet's answers one way,
 //! what was metered the other.
 
+use super::devices::Claim;
 use super::ledger::LedgerPage;
 use super::metrics::NodeSnapshot;
-use super::podresources::Claim;
 use super::replay::Replay;
 use arc_swap::ArcSwap;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,8 +1,9 @@
 //! Who holds the GPUs: the kubelet is asked, or, in a pod as a sidecar, it is that pod.
 
 use super::attribution::Holder;
+use super::devices::{Claim, claims};
 use super::exporter::{ExporterError, Settings};
-use super::podresources::{Claim, Kubelet, claims};
+use super::podresources::Kubelet;
 use super::shared::{Listed, Shared};
 use crate::clock;
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ impl Source {
                 let held = |gpu: &String| Claim {
                     holder: own.clone(),
                     device: gpu.clone(),
+                    pool: None,
                 };
                 Ok(used.iter().map(held).collect())
             }

@@ -121,6 +121,35 @@ impl Bench {
         }
     }
 
+    /// Memory that it holds by now, MiB.
+    pub(crate) fn resident_mib(&self) -> f64 {
+        let status = self.of_proc("status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+        kib.unwrap() / 1024.0
+    }
+
+    /// Share of one core that it has used since it started.
+    pub(crate) fn core_percent(&self) -> f64 {
+        // Fields of /proc/PID/stat behind the name: 12 and 13 user and system time, 20 start,
+        // in hundredths of a second.
+        let stat = self.of_proc("stat");
+        let fields: Vec<f64> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .map(|field| field.parse().unwrap_or(0.0))
+            .collect();
+        let up = std::fs::read_to_string("/proc/uptime").unwrap();
+        let up: f64 = up.split_whitespace().next().unwrap().parse().unwrap();
+        (fields[11] + fields[12]) / (up - fields[19] / 100.0)
+    }
+
+    fn of_proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.exporter.id())).unwrap()
+    }
+
     pub(crate) fn change(&self, scenario: &Scenario) {
         scenario.write(&self.folder.join("scenario.json")).unwrap();
     }

@@ -1,7 +1,6 @@
-//! A kubelet's pod-resources socket whose answers a test chooses, with the folders and the
-//! processes that a node has for its pods.
+//! A kubelet's pod-resources socket whose answers a test or a benchmark chooses, with the
+//! folders and the processes that a node has for its pods.
 
-use crate::support::runtime;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use jouleward::node::podresources::{
@@ -11,7 +10,7 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::task::JoinHandle;
+use tokio::runtime::Runtime;
 
 type Answer = Result<ListResponse, tonic::Code>;
 
@@ -20,7 +19,8 @@ pub(crate) struct Kubelet {
     folder: PathBuf,
     answer: Arc<Mutex<Answer>>,
     asked: Arc<AtomicU32>,
-    server: JoinHandle<()>,
+    /// Ends with it.
+    server: Option<Runtime>,
 }
 
 #[derive(Clone)]
@@ -56,20 +56,28 @@ impl Kubelet {
         };
         let socket = folder.join("kubelet.sock");
         let _ = std::fs::remove_file(&socket);
+        let mut server = tokio::runtime::Builder::new_multi_thread();
+        let server = server.worker_threads(1).enable_all().build().unwrap();
         let listener = {
-            let _inside = runtime().enter();
+            let _inside = server.enter();
             tokio::net::UnixListener::bind(&socket).unwrap()
         };
+        server.spawn(serve(listener, lister));
         Self {
             folder: folder.to_owned(),
             answer,
             asked,
-            server: runtime().spawn(serve(listener, lister)),
+            server: Some(server),
         }
     }
 
     pub(crate) fn answers(&self, answer: Answer) {
         *self.answer.lock().unwrap() = answer;
+    }
+
+    /// Lists these pods from now on.
+    pub(crate) fn lists(&self, pods: Vec<PodResources>) {
+        self.answers(Ok(ListResponse { pods }));
     }
 
     /// How often it was asked.
@@ -79,8 +87,17 @@ impl Kubelet {
 
     /// The log folder of a pod, and a process of its cgroup.
     pub(crate) fn set_up(&self, namespace: &str, name: &str, uid: &str, pid: u32) {
-        let folder = format!("pods/{namespace}_{name}_{uid}");
-        std::fs::create_dir_all(self.folder.join(folder)).unwrap();
+        self.admit(namespace, name, uid);
+        self.run(uid, pid);
+    }
+
+    /// The log folder of a pod: nothing runs in it yet.
+    pub(crate) fn admit(&self, namespace: &str, name: &str, uid: &str) {
+        std::fs::create_dir_all(self.logs(namespace, name, uid)).unwrap();
+    }
+
+    /// A process of a pod's cgroup.
+    pub(crate) fn run(&self, uid: &str, pid: u32) {
         let process = self.folder.join(format!("proc/{pid}"));
         std::fs::create_dir_all(&process).unwrap();
         let slice = uid.replace('-', "_");
@@ -91,11 +108,27 @@ impl Kubelet {
         let stat = format!("{pid} (python) S {} 4711", ["0"; 18].join(" "));
         std::fs::write(process.join("stat"), stat).unwrap();
     }
+
+    /// The process has ended.
+    pub(crate) fn exit(&self, pid: u32) {
+        std::fs::remove_dir_all(self.folder.join(format!("proc/{pid}"))).unwrap();
+    }
+
+    /// The pod is deleted, its log folder too.
+    pub(crate) fn remove(&self, namespace: &str, name: &str, uid: &str) {
+        std::fs::remove_dir_all(self.logs(namespace, name, uid)).unwrap();
+    }
+
+    fn logs(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.folder.join(format!("pods/{namespace}_{name}_{uid}"))
+    }
 }
 
 impl Drop for Kubelet {
     fn drop(&mut self) {
-        self.server.abort();
+        if let Some(server) = self.server.take() {
+            server.shutdown_background();
+        }
         let _ = std::fs::remove_file(self.folder.join("kubelet.sock"));
     }
 }

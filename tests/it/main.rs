@@ -23,6 +23,7 @@ mod scale;
 mod scraped;
 mod sharing;
 mod shown;
+mod soak;
 mod support;
 mod the_loop;
 mod trouble;

@@ -1,0 +1,39 @@
+//! Who holds what now, and how much of it: the series that others join by.
+
+use super::allocations::{Allocations, Tenure};
+use super::cuts::Cuts;
+
+/// One container's hold of one GPU, or of a part of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Held {
+    pub(super) gpu: String,
+    pub(super) tenure: Tenure,
+    /// Number of the GPU instance, where MIG has cut the board.
+    pub(super) gpu_instance: Option<u32>,
+    /// What the container is billed of the GPU's idle power, 0 to 1: by replicas, and under
+    /// MIG by slices.
+    pub(super) ratio: f64,
+}
+
+pub(super) fn held(allocations: &Allocations, cuts: &Cuts) -> Vec<Held> {
+    let mut all = Vec::new();
+    for (gpu, tenures) in allocations.now() {
+        for tenure in &tenures {
+            let instance = tenure.holder.instance.as_deref();
+            let (gpu_instance, slices) =
+                instance.map_or((None, None), |instance| cuts.part(gpu, instance));
+            let beside = tenures.iter().filter(|other| {
+                let other = other.holder.instance.as_deref();
+                other.is_none() || instance.is_none() || other == instance
+            });
+            let weights: u64 = beside.map(|other| other.weight).sum();
+            all.push(Held {
+                gpu: gpu.to_owned(),
+                tenure: (*tenure).clone(),
+                gpu_instance,
+                ratio: slices.unwrap_or(1.0) * tenure.weight as f64 / weights.max(1) as f64,
+            });
+        }
+    }
+    all
+}
