@@ -1,194 +1,253 @@
-//! The real exporter binary on a simulated NVML: 8 GPUs, 110 pods; its tick and memory.
+//! The real exporter binary on a simulated NVML: its tick, its memory, its share of a core,
+//! and how long a scrape takes while ten scrape at once.
 
-use jouleward::node::podresources::{
-    ContainerDevices, ContainerResources, ListRequest, ListResponse, PodResources,
-};
-use nvml_sim::scenario::{Gpu, Process, Scenario};
-use std::convert::Infallible;
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use crate::kubelet::{Kubelet, pod};
+use jouleward::node::podresources::PodResources;
+use nvml_sim::scenario::{Gpu, Instance, Process, Scenario};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-const GPUS: usize = 8;
-const PODS: usize = 110;
-const SECONDS: u64 = 15;
 const ADDRESS: &str = "127.0.0.1:19402";
+const SECONDS: u64 = 15;
+const SCRAPERS: usize = 10;
+/// Of each scraper, a pause apart.
+const SCRAPES: usize = 50;
+const PAUSE: Duration = Duration::from_millis(20);
 
-#[derive(Clone)]
-struct Lister(ListResponse);
+/// A node with pods on all its GPUs.
+struct Node {
+    gpus: usize,
+    /// MIG instances of each, 0 for none.
+    instances: usize,
+    pods: usize,
+}
 
-impl tonic::server::UnaryService<ListRequest> for Lister {
-    type Response = ListResponse;
-    type Future = std::future::Ready<Result<tonic::Response<ListResponse>, tonic::Status>>;
-
-    fn call(&mut self, _: tonic::Request<ListRequest>) -> Self::Future {
-        std::future::ready(Ok(tonic::Response::new(self.0.clone())))
+impl Node {
+    fn uuid(gpu: usize) -> String {
+        format!("GPU-00000000-0000-4000-8000-{gpu:012}")
     }
-}
 
-fn uuid(gpu: usize) -> String {
-    format!("GPU-00000000-0000-4000-8000-{gpu:012}")
-}
+    fn mig(gpu: usize, instance: usize) -> String {
+        format!("MIG-{gpu:08}-0000-5000-8000-{instance:012}")
+    }
 
-fn lay_out(folder: &Path) -> ListResponse {
-    let now = u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap();
-    std::fs::create_dir_all(folder.join("proc/1")).unwrap();
-    std::fs::write(folder.join("proc/1/cgroup"), "0::/init.scope\n").unwrap();
-    let mut pods = Vec::new();
-    let mut processes: Vec<Vec<Process>> = vec![Vec::new(); GPUS];
-    for n in 0..PODS {
-        let uid = format!("00000000-0000-4000-8000-{n:012}");
-        let pid = 200_000 + u32::try_from(n).unwrap();
-        std::fs::create_dir_all(folder.join(format!("pods/team_job-{n}_{uid}"))).unwrap();
-        let process = folder.join(format!("proc/{pid}"));
-        std::fs::create_dir_all(&process).unwrap();
-        let slice = uid.replace('-', "_");
-        std::fs::write(
-            process.join("cgroup"),
-            format!("0::/kubepods.slice/kubepods-pod{slice}.slice/cri-containerd-{n:064x}.scope\n"),
-        )
-        .unwrap();
-        std::fs::write(
-            process.join("stat"),
-            format!("{pid} (gen) R {}1 0\n", "0 ".repeat(18)),
-        )
-        .unwrap();
-        processes[n % GPUS].push(Process {
-            pid,
+    fn device(&self, pod: usize) -> String {
+        let (gpu, turn) = (pod % self.gpus, pod / self.gpus);
+        match self.instances {
+            0 => format!("{}::{turn}", Self::uuid(gpu)),
+            many => format!("{}::{}", Self::mig(gpu, turn % many), turn / many),
+        }
+    }
+
+    fn board(&self, gpu: usize, now: u64) -> Gpu {
+        let process = |pod: usize| Process {
+            pid: pid(pod),
             start_us: now,
-            end_us: None,
-            watts: 20.0,
+            watts: 10.0,
             sm_percent: 7,
+            instance: (self.instances > 0)
+                .then(|| Self::mig(gpu, pod / self.gpus % self.instances)),
             ..Process::default()
-        });
-        let devices = vec![ContainerDevices {
-            resource_name: "nvidia.com/gpu".to_owned(),
-            device_ids: vec![format!("{}::{}", uuid(n % GPUS), n / GPUS)],
-        }];
-        pods.push(PodResources {
-            name: format!("job-{n}"),
-            namespace: "team".to_owned(),
-            containers: vec![ContainerResources {
-                name: "main".to_owned(),
-                devices,
-            }],
-        });
+        };
+        let instance = |number: usize| Instance {
+            uuid: Self::mig(gpu, number),
+            slot: u32::try_from(number).unwrap(),
+            slices: 1,
+            from_us: 0,
+            until_us: None,
+        };
+        Gpu {
+            uuid: Self::uuid(gpu),
+            name: "NVIDIA A100-SXM4-40GB".to_owned(),
+            idle_watts: 52.0,
+            limit_watts: 400.0,
+            step_us: 100_000,
+            origin_us: now,
+            processes: (gpu..self.pods).step_by(self.gpus).map(process).collect(),
+            instances: (0..self.instances).map(instance).collect(),
+            ..Gpu::default()
+        }
     }
-    let gpus = processes.into_iter().enumerate().map(|(n, processes)| Gpu {
-        uuid: uuid(n),
-        name: "NVIDIA A100-SXM4-40GB".to_owned(),
-        idle_watts: 52.0,
-        limit_watts: 400.0,
-        step_us: 100_000,
-        origin_us: now,
-        origin_mj: 0,
-        no_energy: false,
-        processes,
-        faults: vec![],
-        resets: vec![],
-        instances: vec![],
-    });
-    let scenario = Scenario {
-        driver_version: "580".into(),
-        missing: vec![],
-        init_code: None,
-        gpus: gpus.collect(),
-    };
-    scenario.write(&folder.join("scenario.json")).unwrap();
-    ListResponse { pods }
+
+    fn pods(&self) -> Vec<PodResources> {
+        let held = |n| {
+            pod(
+                "team",
+                &format!("job-{n}"),
+                "nvidia.com/gpu",
+                &[&self.device(n)],
+            )
+        };
+        (0..self.pods).map(held).collect()
+    }
+
+    fn set_up(&self, folder: &Path) -> Kubelet {
+        let now = u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap();
+        let kubelet = Kubelet::start(folder, self.pods());
+        for n in 0..self.pods {
+            let uid = format!("00000000-0000-4000-8000-{n:012}");
+            kubelet.set_up("team", &format!("job-{n}"), &uid, pid(n));
+        }
+        let scenario = Scenario {
+            driver_version: "580".into(),
+            missing: vec![],
+            init_code: None,
+            gpus: (0..self.gpus).map(|gpu| self.board(gpu, now)).collect(),
+        };
+        scenario.write(&folder.join("scenario.json")).unwrap();
+        kubelet
+    }
+}
+
+fn pid(pod: usize) -> u32 {
+    200_000 + u32::try_from(pod).unwrap()
+}
+
+/// An exporter on a node, until it is dropped.
+struct Running {
+    exporter: Child,
+    folder: PathBuf,
+    _kubelet: Kubelet,
+}
+
+impl Running {
+    fn start(node: &Node) -> Self {
+        let folder = std::env::temp_dir().join(format!("jouleward-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let kubelet = node.set_up(&folder);
+        let binary = Path::new(env!("CARGO_BIN_EXE_jouleward"));
+        let shown = |path: PathBuf| path.display().to_string();
+        let exporter = Command::new(binary)
+            .args(["exporter", "--node-name=bench", "--listen", ADDRESS])
+            .arg("--publish-delay-seconds=0")
+            .args([
+                "--nvml-library",
+                &shown(binary.with_file_name("libnvml_sim.so")),
+            ])
+            .args(["--kubelet-socket", &shown(folder.join("kubelet.sock"))])
+            .args(["--pod-logs", &shown(folder.join("pods"))])
+            .args(["--proc-root", &shown(folder.join("proc"))])
+            .env("NVML_SIM_SCENARIO", folder.join("scenario.json"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self {
+            exporter,
+            folder,
+            _kubelet: kubelet,
+        }
+    }
+
+    fn of_proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.exporter.id())).unwrap_or_default()
+    }
+
+    fn resident_mib(&self) -> f64 {
+        let status = self.of_proc("status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+        kib.unwrap_or(f64::NAN) / 1024.0
+    }
+
+    /// Seconds of a core that it has used: fields 14 and 15 of its stat, in hundredths.
+    fn core_seconds(&self) -> f64 {
+        let stat = self.of_proc("stat");
+        let behind = stat.rsplit(')').next().unwrap_or_default();
+        let times = behind.split_whitespace().skip(11).take(2);
+        times
+            .filter_map(|time| time.parse::<f64>().ok())
+            .sum::<f64>()
+            / 100.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.exporter.kill();
+        let _ = self.exporter.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
 }
 
 pub(crate) fn run() {
-    let folder = std::env::temp_dir().join(format!("jouleward-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let list = lay_out(&folder);
-    let socket = folder.join("kubelet.sock");
-    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-            serve(listener, Lister(list)).await;
-        });
-    });
-    let binary = Path::new(env!("CARGO_BIN_EXE_jouleward"));
-    let library = binary.with_file_name("libnvml_sim.so");
-    let mut exporter = Command::new(binary)
-        .args([
-            "exporter",
-            "--node-name=bench",
-            "--listen",
-            ADDRESS,
-            "--publish-delay-seconds=0",
-        ])
-        .arg(format!("--nvml-library={}", library.display()))
-        .arg(format!("--kubelet-socket={}", socket.display()))
-        .arg(format!("--pod-logs={}", folder.join("pods").display()))
-        .arg(format!("--proc-root={}", folder.join("proc").display()))
-        .env("NVML_SIM_SCENARIO", folder.join("scenario.json"))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_secs(SECONDS));
-    let status =
-        std::fs::read_to_string(format!("/proc/{}/status", exporter.id())).unwrap_or_default();
-    let metrics = scrape();
-    let _ = exporter.kill();
-    let _ = exporter.wait();
-    let _ = std::fs::remove_dir_all(&folder);
-    let value = |name: &str| -> f64 {
-        let line = metrics.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
-            .unwrap_or(f64::NAN)
+    let node = Node {
+        gpus: 8,
+        instances: 0,
+        pods: 110,
     };
-    let ticks = value("jouleward_tick_duration_seconds_count");
-    let mean = value("jouleward_tick_duration_seconds_sum") / ticks * 1e3;
-    let rss: f64 = status
-        .lines()
-        .find(|l| l.starts_with("VmRSS"))
-        .map_or(f64::NAN, |l| {
-            l.split_whitespace()
-                .nth(1)
-                .and_then(|kb| kb.parse::<f64>().ok())
-                .unwrap_or(f64::NAN)
-                / 1024.0
-        });
-    let pods = metrics
-        .lines()
-        .filter(|l| l.starts_with("jouleward_pod_gpu_allocation_ratio{"))
-        .count();
-    println!("exporter: {GPUS} GPUs, {pods} pods held, {ticks} ticks of {mean:.2} ms (goal ≤ 10)");
-    println!("exporter: RSS {rss:.1} MiB without pod watcher (goal ≤ 16)");
+    let running = Running::start(&node);
+    // The start, with its taking of stock, is no tick.
+    std::thread::sleep(Duration::from_secs(3));
+    let (used, begun) = (running.core_seconds(), Instant::now());
+    std::thread::sleep(Duration::from_secs(SECONDS));
+    let share = (running.core_seconds() - used) / begun.elapsed().as_secs_f64() * 100.0;
+    let rss = running.resident_mib();
+    let metrics = scrape();
+    drop(running);
+    let ticks = value(&metrics, "jouleward_tick_duration_seconds_count");
+    let mean = value(&metrics, "jouleward_tick_duration_seconds_sum") / ticks * 1e3;
+    let pods = held(&metrics);
+    println!("exporter: 8 GPUs, {pods} pods held, {ticks} ticks of {mean:.2} ms (goal ≤ 10)");
+    println!(
+        "exporter: {share:.2} % of a core (goal ≤ 0.5), RSS {rss:.1} MiB without pod watcher (goal ≤ 16)"
+    );
+    let crowd = Node {
+        gpus: 8,
+        instances: 7,
+        pods: 250,
+    };
+    scrapes(&crowd, "8 GPUs x 7 MIG instances", 10.0);
+    let few = Node {
+        gpus: 2,
+        instances: 0,
+        pods: 5,
+    };
+    scrapes(&few, "2 GPUs", 2.0);
 }
 
-async fn serve(listener: tokio::net::UnixListener, lister: Lister) {
-    let mut connections = tokio::task::JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        let lister = lister.clone();
-        connections.spawn(async move {
-            let service = hyper::service::service_fn(
-                move |request: hyper::Request<hyper::body::Incoming>| {
-                    let lister = lister.clone();
-                    async move {
-                        let codec = tonic_prost::ProstCodec::<ListResponse, ListRequest>::default();
-                        let request = request.map(tonic::body::Body::new);
-                        Ok::<_, Infallible>(
-                            tonic::server::Grpc::new(codec).unary(lister, request).await,
-                        )
-                    }
-                },
-            );
-            let builder =
-                hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
-            let _ = builder
-                .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
-                .await;
+/// How long scrapes take while as many scrape at once as there may be.
+fn scrapes(node: &Node, what: &str, goal: f64) {
+    let running = Running::start(node);
+    std::thread::sleep(Duration::from_secs(5));
+    let scraper = || {
+        let timed = (0..SCRAPES).map(|_| {
+            std::thread::sleep(PAUSE);
+            let begun = Instant::now();
+            let text = scrape();
+            (begun.elapsed().as_secs_f64() * 1e3, held(&text), text.len())
         });
-    }
+        timed.collect::<Vec<_>>()
+    };
+    let scrapers: Vec<_> = (0..SCRAPERS).map(|_| std::thread::spawn(scraper)).collect();
+    let mut all: Vec<_> = scrapers
+        .into_iter()
+        .flat_map(|scraper| scraper.join().unwrap())
+        .collect();
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    assert!(all.iter().all(|(_, held, _)| *held == node.pods));
+    let at = |share: usize| all[(all.len() - 1) * share / 100].0;
+    println!(
+        "exporter: {what}, {} pods, {SCRAPERS} scrapers, {} kB: scrape p50 {:.2}, p99 {:.2} ms (goal ≤ {goal})",
+        node.pods,
+        all[0].2 / 1000,
+        at(50),
+        at(99),
+    );
+    drop(running);
+}
+
+fn value(metrics: &str, name: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+        .unwrap_or(f64::NAN)
+}
+
+fn held(metrics: &str) -> usize {
+    let lines = metrics.lines();
+    lines
+        .filter(|line| line.starts_with("jouleward_pod_gpu_allocation_ratio{"))
+        .count()
 }
 
 fn scrape() -> String {

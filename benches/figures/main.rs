@@ -9,6 +9,9 @@
 )]
 
 mod exporter;
+#[path = "../../tests/it/kubelet.rs"]
+#[expect(dead_code, reason = "tests use more of it")]
+mod kubelet;
 mod law;
 mod webhook;
 

@@ -252,6 +252,7 @@ mod tests {
             let info = GpuInfo {
                 uuid: GPU.into(),
                 index: 0,
+                minor: 0,
                 model: "A100".into(),
                 pci_bus_id: String::new(),
                 driver: String::new(),

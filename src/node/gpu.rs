@@ -271,6 +271,7 @@ mod tests {
         Gpu::new(GpuInfo {
             uuid: "GPU-0".into(),
             index: 0,
+            minor: 0,
             model: "Tesla P40".into(),
             pci_bus_id: String::new(),
             driver: String::new(),

@@ -144,6 +144,7 @@ pub(crate) fn pod(namespace: &str, name: &str, resource: &str, ids: &[&str]) -> 
                 resource_name: resource.into(),
                 device_ids: ids.iter().map(ToString::to_string).collect(),
             }],
+            dynamic_resources: vec![],
         }],
     }
 }
