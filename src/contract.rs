@@ -104,6 +104,7 @@ metrics! { EXPORTER_METRICS:
     GPU_LOST = Counter "gpu_lost" None, "node, gpu_uuid", "Times the GPU stopped answering";
     NVML_ERRORS = Counter "nvml_errors" None, "node, call, code", "Failed NVML calls";
     PODRESOURCES_ERRORS = Counter "podresources_errors" None, "node, code", "Failed questions to the kubelet";
+    CLAIM_ERRORS = Counter "resource_claim_errors" None, "node, code", "Failed questions to the API server about resource claims";
     GAP_SECONDS = Counter "attribution_gap" SECONDS, "node, gpu_uuid", "Time for which nobody was billed";
     SERIES_DROPPED = Counter "series_dropped" None, "node", "Pod accounts dropped after their time or above the cap";
     TICK_SECONDS = Histogram "tick_duration" SECONDS, "node", "How long a look at all GPUs takes";

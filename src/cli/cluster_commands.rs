@@ -184,7 +184,7 @@ impl Uninstall {
     }
 }
 
-async fn client() -> anyhow::Result<kube::Client> {
+pub(super) async fn client() -> anyhow::Result<kube::Client> {
     let config = kube::Config::infer().await.map_err(|error| {
         WrongInput(format!(
             "no cluster: {error}; set KUBECONFIG to a readable file, or run inside a cluster \

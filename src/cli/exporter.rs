@@ -111,11 +111,8 @@ pub(super) struct Exporter {
     /// lost to it. Without, sums begin at zero and what burns meanwhile is nobody's.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
-    /// Split a board that MIG has cut by how busy each instance is, too (Hopper and newer).
-    /// Reads GPU performance monitoring, which adds some power and which one profiler at a
-    /// time may use.
-    #[arg(long)]
-    mig_activity: bool,
+    #[command(flatten)]
+    sharing: Sharing,
     /// Also show energy and power under another exporter's names, in the text format only:
     /// for nodes on which that exporter does not run.
     #[arg(long, value_enum)]
@@ -129,6 +126,31 @@ pub(super) struct Exporter {
     #[cfg(debug_assertions)]
     #[arg(long, env = "JOULEWARD_CRASH_POINT", hide = true)]
     crash_point: Option<String>,
+}
+
+/// What else is asked where GPUs are shared.
+#[derive(Debug, Args)]
+struct Sharing {
+    /// Split a board that MIG has cut by how busy each instance is, too (Hopper and newer).
+    /// Reads GPU performance monitoring, which adds some power and which one profiler at a
+    /// time may use.
+    #[arg(long)]
+    mig_activity: bool,
+    /// Ask the API server which resource claims are for administration, whose pods are no
+    /// holders, and which MIG instance a claim's device is. Needs to get resourceclaims and
+    /// list resourceslices; without, every claim counts as an ordinary one.
+    #[arg(long)]
+    resource_claims: bool,
+}
+
+impl Sharing {
+    async fn client(&self) -> anyhow::Result<Option<kube::Client>> {
+        Ok(if self.resource_claims {
+            Some(super::cluster_commands::client().await?)
+        } else {
+            None
+        })
+    }
 }
 
 /// Another exporter's names.
@@ -168,7 +190,8 @@ impl Exporter {
             kubelet_socket: self.kubelet_socket,
             pod_logs: self.pod_logs,
             proc_root: self.proc_root,
-            mig_activity: self.mig_activity,
+            mig_activity: self.sharing.mig_activity,
+            resource_claims: self.sharing.client().await?,
             compat: self.compat.map(|Names::Dcgm| Compat::Dcgm),
             keep_final: seconds(
                 "--keep-final-seconds",

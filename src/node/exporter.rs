@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// What an exporter is told.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
     pub node: String,
     pub listen: SocketAddr,
@@ -44,6 +44,8 @@ pub struct Settings {
     pub checkpoint: Option<PathBuf>,
     /// Read how busy MIG instances are, by GPU performance monitoring.
     pub mig_activity: bool,
+    /// Asks the API server about resource claims.
+    pub resource_claims: Option<kube::Client>,
     /// Another exporter's names besides ours.
     pub compat: Option<Compat>,
 }
@@ -104,7 +106,7 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
 /// # Errors
 /// Where the kubelet's socket makes no address.
 pub async fn once(settings: Settings, dump: bool) -> Result<String, ExporterError> {
-    let source = Source::of(&settings)?;
+    let mut source = Source::of(&settings)?;
     let (interval, compat) = (settings.interval, settings.compat);
     let shared = Arc::new(Shared::new(&settings.node));
     let mut sampler = Sampler::new(settings, shared.clone());

@@ -2,6 +2,7 @@
 //! kubelet or a lock that the sampler holds.
 
 use super::compat::Compat;
+use super::dra::DraState;
 use super::exporter::Settings;
 use super::held::Held;
 use super::meter::{GpuTotals, Meter, PodAccount};
@@ -19,6 +20,7 @@ pub(super) struct Health {
     nvml_errors: BTreeMap<CallError, u64>,
     kubelet_errors: BTreeMap<String, u64>,
     kubelet: Kubelet,
+    claims: DraState,
     /// Devices in the kubelet's last answer that are none NVML shows.
     unknown_devices: usize,
     pub(super) dropped: u64,
@@ -46,6 +48,7 @@ impl Default for Health {
             nvml_errors: BTreeMap::new(),
             kubelet_errors: BTreeMap::new(),
             kubelet: Kubelet::Silent,
+            claims: DraState::default(),
             unknown_devices: 0,
             dropped: 0,
             ticks: Histogram::new(LATENCY),
@@ -104,6 +107,12 @@ impl Health {
         }
     }
 
+    pub(super) fn claims(&mut self, state: &DraState) {
+        if *state != self.claims {
+            self.claims.clone_from(state);
+        }
+    }
+
     pub(super) fn unknown_devices(&mut self, number: usize) {
         if number > self.unknown_devices {
             tracing::warn!(
@@ -145,6 +154,10 @@ impl Health {
                 "devices that NVML does not show: {}\n",
                 self.unknown_devices
             );
+        }
+        if let Some(trouble) = &self.claims.trouble {
+            text +=
+                &format!("resource claims: {trouble}; those for administration count as holders\n");
         }
         for (error, count) in &self.nvml_errors {
             text += &format!("nvml errors: {} {} {count}\n", error.call, error.code);
@@ -411,6 +424,10 @@ impl NodeSnapshot {
         for (code, count) in &self.health.kubelet_errors {
             kubelet.add(self.labels(&[("code", code)]), *count as f64);
         }
+        let mut claims = Family::new(c::CLAIM_ERRORS);
+        for (code, count) in &self.health.claims.errors {
+            claims.add(self.labels(&[("code", code)]), *count as f64);
+        }
         let one = |metric, value: f64| {
             let mut family = Family::new(metric);
             family.add(self.labels(&[]), value);
@@ -425,6 +442,7 @@ impl NodeSnapshot {
         vec![
             nvml,
             kubelet,
+            claims,
             one(c::SERIES_DROPPED, self.health.dropped as f64),
             ticks,
             one(c::LAST_TICK, at),

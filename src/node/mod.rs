@@ -8,6 +8,7 @@ mod checkpoint;
 pub mod compat;
 mod cuts;
 pub mod devices;
+mod dra;
 pub mod exporter;
 mod gpu;
 mod held;

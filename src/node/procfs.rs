@@ -2,7 +2,9 @@
 
 use super::attribution::Owner;
 use super::cgroup;
+use rustix::fs::{Access, AtFlags, accessat};
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::PathBuf;
 
 /// Whose each process is, cached by PID and start time against PID reuse.
@@ -12,8 +14,11 @@ pub(super) struct Processes {
     seen: HashMap<u32, Seen>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Seen {
+    /// Its folder, held open: it stays this process's when the PID is another's, and to ask
+    /// whether it lives costs one call. `None` once it is gone, or without a file to spare.
+    folder: Option<File>,
     start: u64,
     /// `None` for the server of MPS, which is nobody's tenant: its clients are.
     owner: Option<Owner>,
@@ -26,6 +31,18 @@ const MPS_SERVER: &str = "nvidia-cuda-mps";
 
 /// How long after its exit a process is still known.
 const REMEMBERED_US: u64 = 15_000_000;
+
+impl Seen {
+    /// `None` where the folder is not open.
+    fn lives(&mut self) -> Option<bool> {
+        let folder = self.folder.as_ref()?;
+        let lives = accessat(folder, "stat", Access::EXISTS, AtFlags::empty()).is_ok();
+        if !lives {
+            self.folder = None;
+        }
+        Some(lives)
+    }
+}
 
 impl Processes {
     pub(super) fn new(root: PathBuf) -> Self {
@@ -41,7 +58,12 @@ impl Processes {
     }
 
     /// True while the process that was seen under this PID lives.
-    pub(super) fn alive(&self, pid: u32) -> bool {
+    pub(super) fn alive(&mut self, pid: u32) -> bool {
+        if let Some(seen) = self.seen.get_mut(&pid)
+            && let Some(alive) = seen.lives()
+        {
+            return alive;
+        }
         let start = self.start_time(pid);
         start.is_some()
             && self
@@ -58,6 +80,12 @@ impl Processes {
 
     /// Whose a process is; `None` where it cannot be told, or where it is nobody's.
     pub(super) fn owner(&mut self, pid: u32, now: u64) -> Option<Owner> {
+        if let Some(seen) = self.seen.get_mut(&pid)
+            && seen.lives() == Some(true)
+        {
+            seen.alive_at = now;
+            return seen.owner.clone();
+        }
         let start = self.start_time(pid);
         if let Some(seen) = self.seen.get_mut(&pid) {
             match start {
@@ -83,6 +111,7 @@ impl Processes {
         self.seen.insert(
             pid,
             Seen {
+                folder: File::open(folder).ok(),
                 start: start?,
                 owner: owner.clone(),
                 alive_at: now,
@@ -102,5 +131,58 @@ impl Processes {
         let stat = std::fs::read_to_string(self.root.join(pid.to_string()).join("stat")).ok()?;
         let (_, after) = stat.rsplit_once(')')?;
         after.split_whitespace().nth(19)?.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn start(root: &Path, pid: u32, at: u64, pod: &str) {
+        let folder = root.join(pid.to_string());
+        std::fs::create_dir_all(&folder).unwrap();
+        let cgroup = format!("0::/kubepods/pod{pod}/{pid:064x}\n");
+        std::fs::write(folder.join("cgroup"), cgroup).unwrap();
+        std::fs::write(folder.join("comm"), "python\n").unwrap();
+        let stat = format!("{pid} (a) b) S {} {at} 0", ["0"; 18].join(" "));
+        std::fs::write(folder.join("stat"), stat).unwrap();
+    }
+
+    fn end(root: &Path, pid: u32) {
+        std::fs::remove_dir_all(root.join(pid.to_string())).unwrap();
+    }
+
+    #[test]
+    fn a_pid_is_its_process_until_that_ends_and_then_anothers() {
+        let root = std::env::temp_dir().join(format!("jouleward-proc-{}", std::process::id()));
+        let [a, b] = ["a", "b"].map(|letter| {
+            let part = |length| letter.repeat(length);
+            format!(
+                "{}-{}-{}-{}-{}",
+                part(8),
+                part(4),
+                part(4),
+                part(4),
+                part(12)
+            )
+        });
+        let owner = |uid: &str| Some(Owner::Pod(uid.to_owned()));
+        let mut processes = Processes::new(root.clone());
+        start(&root, 7, 100, &a);
+        assert_eq!(processes.owner(7, 0), owner(&a));
+        assert!(processes.alive(7));
+        end(&root, 7);
+        assert!(!processes.alive(7));
+        assert_eq!(
+            processes.owner(7, REMEMBERED_US),
+            owner(&a),
+            "its samples lag"
+        );
+        assert_eq!(processes.owner(7, REMEMBERED_US + 1), None);
+        start(&root, 7, 200, &b);
+        assert!(!processes.alive(7), "the one that was seen has ended");
+        assert_eq!(processes.owner(7, REMEMBERED_US), owner(&b));
+        end(&root, 7);
     }
 }

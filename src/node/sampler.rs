@@ -430,6 +430,7 @@ impl Sampler {
         self.health
             .ticked(clock::monotonic_micros().saturating_sub(now), clock::now());
         self.health.kubelet(&listed.errors, listed.healthy);
+        self.health.claims(&listed.dra);
         self.ready_since = self
             .health
             .is_ready()

@@ -2,6 +2,7 @@
 //! what was metered the other.
 
 use super::devices::Claim;
+use super::dra::DraState;
 use super::ledger::LedgerPage;
 use super::metrics::NodeSnapshot;
 use super::replay::Replay;
@@ -21,6 +22,7 @@ pub(super) struct Listed {
     pub(super) asked: u64,
     pub(super) claims: Vec<Claim>,
     pub(super) errors: BTreeMap<String, u64>,
+    pub(super) dra: DraState,
     pub(super) healthy: bool,
 }
 

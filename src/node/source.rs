@@ -2,6 +2,7 @@
 
 use super::attribution::Holder;
 use super::devices::{Claim, claims};
+use super::dra::{Dra, DraState};
 use super::exporter::{ExporterError, Settings};
 use super::podresources::Kubelet;
 use super::shared::{Listed, Shared};
@@ -16,7 +17,8 @@ const LATEST: Duration = Duration::from_secs(5);
 
 /// Where it is known from.
 pub(super) enum Source {
-    Kubelet(Kubelet),
+    /// With what the API server says of claims, where it may be asked.
+    Kubelet(Kubelet, Option<Box<Dra>>),
     Own(Holder),
 }
 
@@ -28,13 +30,26 @@ impl Source {
         let socket = &settings.kubelet_socket;
         let kubelet = Kubelet::new(socket);
         let kubelet = kubelet.map_err(|e| ExporterError::Socket(socket.clone(), e))?;
-        Ok(Self::Kubelet(kubelet))
+        let dra = settings.resource_claims.clone();
+        let dra = dra.map(|client| Box::new(Dra::new(client, &settings.node)));
+        Ok(Self::Kubelet(kubelet, dra))
+    }
+
+    fn dra_state(&self) -> DraState {
+        match self {
+            Self::Kubelet(_, Some(dra)) => dra.state().clone(),
+            _ => DraState::default(),
+        }
     }
 
     /// Who holds which device.
-    pub(super) async fn list(&self, shared: &Shared) -> Result<Vec<Claim>, tonic::Status> {
+    pub(super) async fn list(&mut self, shared: &Shared) -> Result<Vec<Claim>, tonic::Status> {
         match self {
-            Self::Kubelet(kubelet) => Ok(claims(&kubelet.list().await?)),
+            Self::Kubelet(kubelet, None) => Ok(claims(&kubelet.list().await?)),
+            Self::Kubelet(kubelet, Some(dra)) => {
+                let listed = claims(&kubelet.list().await?);
+                Ok(dra.complete(listed).await)
+            }
             Self::Own(own) => {
                 let used = shared.used.load();
                 let held = |gpu: &String| Claim {
@@ -49,7 +64,7 @@ impl Source {
 }
 
 /// Asks when the sampler wants to know, within its rate limit.
-pub(super) async fn ask(source: Source, shared: Arc<Shared>) {
+pub(super) async fn ask(mut source: Source, shared: Arc<Shared>) {
     let mut errors: BTreeMap<String, u64> = BTreeMap::new();
     let mut number = 0;
     loop {
@@ -60,6 +75,7 @@ pub(super) async fn ask(source: Source, shared: Arc<Shared>) {
             *errors.entry(code).or_default() += 1;
         }
         listed.errors = errors.clone();
+        listed.dra = source.dra_state();
         shared.listed.store(Arc::new(listed));
         tokio::time::sleep(SOONEST).await;
         let _ = tokio::time::timeout(
@@ -85,6 +101,7 @@ pub(super) fn take(
                 asked,
                 claims: answer,
                 errors: BTreeMap::new(),
+                dra: DraState::default(),
                 healthy: true,
             };
             (listed, None)
@@ -98,6 +115,7 @@ pub(super) fn take(
                 asked: previous.asked,
                 claims: previous.claims.clone(),
                 errors: BTreeMap::new(),
+                dra: DraState::default(),
                 healthy: false,
             };
             (listed, Some(format!("{:?}", status.code())))

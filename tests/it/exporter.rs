@@ -3,7 +3,7 @@
 use harness::stack::get;
 use harness::{Process, built, eventually};
 use nvml_sim::scenario::{Fault, Gpu, Reset, Scenario};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -65,6 +65,16 @@ pub(crate) fn folder(name: &str) -> PathBuf {
 }
 
 pub(crate) fn start_with(name: &str, scenario: Option<&Scenario>, flags: &[&str]) -> Bench {
+    start_as(name, scenario, flags, None)
+}
+
+/// With the identity of a kubeconfig file.
+pub(crate) fn start_as(
+    name: &str,
+    scenario: Option<&Scenario>,
+    flags: &[&str],
+    identity: Option<&Path>,
+) -> Bench {
     static HOST: AtomicU8 = AtomicU8::new(1);
     let folder = folder(name);
     std::fs::create_dir_all(folder.join("pods")).unwrap();
@@ -87,6 +97,8 @@ pub(crate) fn start_with(name: &str, scenario: Option<&Scenario>, flags: &[&str]
         built("libnvml_sim.so").unwrap()
     });
     command.arg(format!("--nvml-library={}", library.display()));
+    command.env_remove("KUBECONFIG");
+    command.envs(identity.map(|file| ("KUBECONFIG", file)));
     command.env("NVML_SIM_SCENARIO", folder.join("scenario.json"));
     let exporter = Process::start("exporter", &folder, &mut command).unwrap();
     Bench {

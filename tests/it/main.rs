@@ -12,6 +12,7 @@
 
 mod abi;
 mod budgets;
+mod claims;
 mod cli;
 mod direction;
 mod exporter;

@@ -28,6 +28,11 @@ const USERS: &[(&str, &str, &str)] = &[
         SERVICE_ACCOUNTS,
     ),
     (
+        "jouleward-exporter",
+        "system:serviceaccount:jouleward-system:jouleward-exporter",
+        SERVICE_ACCOUNTS,
+    ),
+    (
         "jouleward-uninstall",
         "system:serviceaccount:jouleward-system:jouleward-uninstall",
         SERVICE_ACCOUNTS,
