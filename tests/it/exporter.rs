@@ -40,6 +40,7 @@ pub(crate) fn gpu(number: u8) -> Gpu {
         faults: vec![],
         resets: vec![],
         instances: vec![],
+        gpm: false,
     }
 }
 

@@ -54,6 +54,8 @@ struct Sharing {
     tenants: Vec<Tenant>,
     allowed: Option<f64>,
     quality: &'static str,
+    /// The board tells how busy its instances are.
+    gpm: bool,
 }
 
 fn ways() -> Vec<Sharing> {
@@ -62,6 +64,7 @@ fn ways() -> Vec<Sharing> {
         tenants,
         allowed,
         quality,
+        gpm: false,
     };
     vec![
         way(
@@ -125,6 +128,25 @@ fn ways() -> Vec<Sharing> {
                 in_instance(0.0, (1, 3), 3.0 / 7.0),
             ],
         ),
+        Sharing {
+            gpm: true,
+            // 3 slices at 20 %, 2 at 90, 1 at 50: watts as multiprocessors that work.
+            ..way(
+                "MIG, unlike in work, activity told",
+                "sampled",
+                Some(0.01),
+                [(3, 20, 0), (2, 90, 1), (1, 50, 2)]
+                    .map(|(slices, sm, slot)| Tenant {
+                        sm,
+                        ..in_instance(
+                            f64::from(slices * sm) / 2.0,
+                            (slot, slices),
+                            f64::from(slices) / 7.0,
+                        )
+                    })
+                    .into(),
+            )
+        },
     ]
 }
 
@@ -166,6 +188,7 @@ fn board(number: usize, way: &Sharing, kubelet: &Kubelet) -> Gpu {
         }
     }
     board.instances = instances.into_values().collect();
+    board.gpm = way.gpm;
     board
 }
 
@@ -209,7 +232,11 @@ fn each_way_of_sharing_is_as_right_as_its_counter_allows() {
     let kubelet = Kubelet::start(&folder, listed.collect());
     let boards = ways.iter().enumerate();
     let world = scenario(boards.map(|(n, way)| board(n, way, &kubelet)).collect());
-    let flags = ["--idle-watts=50", "--publish-delay-seconds=0"];
+    let flags = [
+        "--idle-watts=50",
+        "--publish-delay-seconds=0",
+        "--mig-activity",
+    ];
     let bench = start_with("sharing", Some(&world), &flags);
     let pods: usize = ways.iter().map(|way| way.tenants.len()).sum();
     bench.until("/v1/pods", "every pod is billed", |_, text| {
@@ -341,6 +368,7 @@ fn a_gpu_that_is_cut_anew_is_metered_on_without_a_restart() {
 fn while_calls_about_mig_fail_a_board_is_split_as_it_was() {
     let name = "mig-fails";
     let way = Sharing {
+        gpm: false,
         name,
         tenants: vec![
             in_instance(90.0, (0, 3), 3.0 / 7.0),

@@ -102,6 +102,28 @@ pub struct Attributes {
     pub memory_mb: u64,
 }
 
+#[repr(C)]
+pub struct GpmMetric {
+    pub id: u32,
+    pub code: u32,
+    pub value: f64,
+    pub names: [*const c_char; 3],
+}
+
+/// The head of a request: as many metrics as it says follow.
+#[repr(C)]
+pub struct GpmMetricsGet {
+    pub version: u32,
+    pub count: u32,
+    pub first: GpmSample,
+    pub second: GpmSample,
+    pub metrics: [GpmMetric; 0],
+}
+
+/// An opaque sample, made by the library.
+pub type GpmSample = *mut crate::calls_gpm::Sampled;
+
+const _: () = assert!(size_of::<GpmMetric>() == 40);
 const _: () = assert!(size_of::<Attributes>() == 40);
 const _: () = assert!(size_of::<Pci>() == 68);
 const _: () = assert!(size_of::<ProcessInfo>() == 24);

@@ -2,11 +2,12 @@
 //! names, so that a C compiler can check each against NVIDIA's header.
 
 use crate::abi::{
-    Attributes, DRIVER_NOT_LOADED, FUNCTION_NOT_FOUND, FieldValue, INSUFFICIENT_SIZE,
-    INVALID_ARGUMENT, Memory, NOT_FOUND, NOT_SUPPORTED, Pci, ProcessInfo, ProcessUtilizationSample,
-    SUCCESS, Sample, UNINITIALIZED, UNKNOWN, Utilization,
+    Attributes, DRIVER_NOT_LOADED, FUNCTION_NOT_FOUND, FieldValue, GpmMetric, GpmMetricsGet,
+    INSUFFICIENT_SIZE, INVALID_ARGUMENT, Memory, NOT_FOUND, NOT_SUPPORTED, Pci, ProcessInfo,
+    ProcessUtilizationSample, SUCCESS, Sample, UNINITIALIZED, UNKNOWN, Utilization,
 };
 use crate::calls_device::{FIELD_ENERGY, FIELD_POWER_AVERAGE, FIELD_POWER_INSTANT};
+use crate::calls_gpm::{METRIC_SM_UTIL, METRICS_GET_VERSION, VERSION_MISMATCH};
 use std::mem::offset_of;
 
 macro_rules! layout {
@@ -50,7 +51,21 @@ pub fn layout() -> Vec<(String, usize)> {
             compute_instance_slices as "computeInstanceSliceCount",
             memory_mb as "memorySizeMB",
         }
+        GpmMetric as "nvmlGpmMetric_t" {
+            id as "metricId", code as "nvmlReturn", value as "value", names as "metricInfo",
+        }
     };
+    // How many metrics may follow differs from header to header.
+    layout.extend(
+        [
+            ("version", offset_of!(GpmMetricsGet, version)),
+            ("numMetrics", offset_of!(GpmMetricsGet, count)),
+            ("sample1", offset_of!(GpmMetricsGet, first)),
+            ("sample2", offset_of!(GpmMetricsGet, second)),
+            ("metrics", offset_of!(GpmMetricsGet, metrics)),
+        ]
+        .map(|(name, at)| (format!("offsetof(nvmlGpmMetricsGet_t, {name})"), at)),
+    );
     let numbers = [
         ("NVML_SUCCESS", SUCCESS),
         ("NVML_ERROR_UNINITIALIZED", UNINITIALIZED),
@@ -64,6 +79,9 @@ pub fn layout() -> Vec<(String, usize)> {
         ("NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION", FIELD_ENERGY),
         ("NVML_FI_DEV_POWER_AVERAGE", FIELD_POWER_AVERAGE),
         ("NVML_FI_DEV_POWER_INSTANT", FIELD_POWER_INSTANT),
+        ("NVML_GPM_METRIC_SM_UTIL", METRIC_SM_UTIL),
+        ("NVML_GPM_METRICS_GET_VERSION", METRICS_GET_VERSION),
+        ("NVML_ERROR_ARGUMENT_VERSION_MISMATCH", VERSION_MISMATCH),
     ];
     layout.extend(numbers.map(|(name, value)| (name.to_owned(), value as usize)));
     layout

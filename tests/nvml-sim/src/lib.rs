@@ -19,6 +19,7 @@
 
 mod abi;
 mod calls_device;
+mod calls_gpm;
 mod calls_mig;
 mod calls_process;
 mod calls_system;
@@ -28,6 +29,7 @@ mod model;
 pub mod scenario;
 
 pub use calls_device::*;
+pub use calls_gpm::*;
 pub use calls_mig::*;
 pub use calls_process::*;
 pub use calls_system::*;

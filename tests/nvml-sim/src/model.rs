@@ -65,6 +65,16 @@ impl Gpu {
             .find(|i| i.slot == slot && i.from_us <= t && i.until_us.is_none_or(|until| t < until))
     }
 
+    /// Share of an instance's multiprocessors that worked in [from, to), percent.
+    pub(crate) fn busy_percent(&self, instance: &str, from: u64, to: u64) -> f64 {
+        let inside = self.processes.iter();
+        let inside = inside.filter(|p| p.instance.as_deref() == Some(instance));
+        let work: f64 = inside
+            .map(|p| f64::from(p.sm_percent) * p.overlap(from, to) as f64)
+            .sum();
+        (work / to.saturating_sub(from).max(1) as f64).min(100.0)
+    }
+
     /// The PID that sample `k` of the ring names, if any: resident processes take turns by
     /// their share of time.
     pub(crate) fn sampled(&self, k: u64) -> Option<&Process> {
@@ -108,6 +118,7 @@ mod tests {
                 ..Process::default()
             }],
             instances: vec![],
+            gpm: false,
             faults: vec![],
             resets: vec![],
         }

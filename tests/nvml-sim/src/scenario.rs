@@ -42,6 +42,9 @@ pub struct Gpu {
     /// MIG instances; any at all means that MIG is on.
     #[serde(default)]
     pub instances: Vec<Instance>,
+    /// GPU performance monitoring: Hopper and newer have it.
+    #[serde(default)]
+    pub gpm: bool,
     #[serde(default)]
     pub faults: Vec<Fault>,
     /// The counter jumps to a value: driver reload, GPU reset.

@@ -69,6 +69,7 @@ impl Gpus {
             no_energy: false,
             processes: Vec::new(),
             instances: vec![],
+            gpm: false,
             faults: Vec::new(),
             resets: Vec::new(),
         };
