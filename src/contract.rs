@@ -30,6 +30,11 @@ pub const VERB: &str = "jouleward-release";
 pub const LEASE: &str = "jouleward-controller";
 /// Secret with the webhook's certificate.
 pub const TLS_SECRET: &str = "jouleward-webhook-tls";
+/// Secrets of the exporters' and the controller's ends of the ledger's connections.
+pub const EXPORTER_TLS_SECRET: &str = "jouleward-exporter-tls";
+pub const CONTROLLER_TLS_SECRET: &str = "jouleward-controller-tls";
+/// The name that every exporter's certificate is for: it is reached by address.
+pub const EXPORTER_NAME: &str = "jouleward-exporter";
 /// Names of the webhook configurations and of the policy.
 pub const WEBHOOKS: &str = "jouleward";
 
@@ -39,6 +44,8 @@ pub const GPU_RESOURCE: &str = "nvidia.com/";
 pub const PRODUCT_LABEL: &str = "nvidia.com/gpu.product";
 
 pub const EXPORTER_PORT: u16 = 9402;
+/// The ledger, over mutual TLS.
+pub const LEDGER_PORT: u16 = 9405;
 pub const CONTROLLER_PORT: u16 = 9403;
 pub const WEBHOOK_PORT: u16 = 9443;
 pub const WEBHOOK_ADMIN_PORT: u16 = 9404;

@@ -1,7 +1,7 @@
 //! `jouleward exporter`: meters the GPUs of one node.
 
 use super::WrongInput;
-use crate::contract::EXPORTER_PORT;
+use crate::contract::{EXPORTER_PORT, LEDGER_PORT};
 use crate::node::attribution::Holder;
 use crate::node::compat::Compat;
 use crate::node::exporter::{self, Settings};
@@ -60,8 +60,8 @@ impl Own {
 /// Meters the GPUs of this node and splits their energy exactly among pods.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Endpoints: /metrics, /v1/pods (exact energy by pod), /v1/windows (how the last
-windows were split), /healthz, /readyz
+    after_help = "Endpoints: /metrics, /v1/pods (exact energy by pod; with --ledger-tls also for the
+controller, who reads no other), /v1/windows (how the last windows were split), /healthz, /readyz
 Examples:
   jouleward exporter --node-name $(hostname) --once
   jouleward exporter --node-name $(hostname) --dump"
@@ -79,6 +79,13 @@ pub(super) struct Exporter {
     /// Address to serve on.
     #[arg(long, default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), EXPORTER_PORT))]
     listen: SocketAddr,
+    /// Folder with ca.crt, tls.crt and tls.key of the ledger: serves /v1/pods to whom ca.crt
+    /// has signed, on --ledger-listen. The files may come and change while it runs.
+    #[arg(long, value_name = "DIR")]
+    ledger_tls: Option<PathBuf>,
+    /// Address to serve the ledger on.
+    #[arg(long, default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), LEDGER_PORT))]
+    ledger_listen: SocketAddr,
     /// NVML library; may be repeated, the first that loads is used.
     #[arg(long, default_values = LIBRARY_PATHS)]
     nvml_library: Vec<PathBuf>,
@@ -186,6 +193,7 @@ impl Exporter {
             own: self.own.holder(self.mode)?,
             node: self.node_name,
             listen: self.listen,
+            ledger: self.ledger_tls.map(|folder| (self.ledger_listen, folder)),
             libraries: self.nvml_library,
             kubelet_socket: self.kubelet_socket,
             pod_logs: self.pod_logs,

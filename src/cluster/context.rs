@@ -9,7 +9,7 @@ use crate::budget::Oracle;
 use crate::clock;
 use crate::contract as c;
 use crate::serve::exposition::{Family, Tallies};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use kube::Client;
 use std::future::Future;
@@ -64,6 +64,8 @@ impl From<kube::Error> for Failure {
     }
 }
 
+pub(super) type LedgerTls = (Option<String>, Arc<rustls::ClientConfig>);
+
 /// What every part of the controller works with.
 pub(super) struct Context {
     pub(super) client: Client,
@@ -72,6 +74,8 @@ pub(super) struct Context {
     pub(super) tallies: Tallies,
     pub(super) gauges: ArcSwap<Vec<Family>>,
     pub(super) pages: Mutex<Arc<Pages>>,
+    /// How the exporters' ledgers are asked, with the version of the Secret that it is from.
+    pub(super) ledger_tls: ArcSwapOption<LedgerTls>,
     oracle: ArcSwap<Option<Arc<Oracle>>>,
     epoch: AtomicI64,
     leads_until: AtomicU64,
@@ -91,6 +95,7 @@ impl Context {
             tallies: Tallies::default(),
             gauges: ArcSwap::default(),
             pages: Mutex::default(),
+            ledger_tls: ArcSwapOption::empty(),
             oracle: ArcSwap::from_pointee(None),
             epoch: AtomicI64::new(0),
             leads_until: AtomicU64::new(0),

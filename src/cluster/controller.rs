@@ -118,8 +118,12 @@ async fn scrape(context: Arc<Context>, stop: Stop) {
         if !context.is_leading() {
             continue;
         }
+        let Some(tls) = context.ledger_tls.load_full() else {
+            continue;
+        };
         pages.forget_nodes(&context.caches.world.nodes.all());
-        for (node, error) in pages.refresh(context.caches.exporters.all()).await {
+        let exporters = context.caches.exporters.all();
+        for (node, error) in pages.refresh(exporters, &tls.1).await {
             tracing::debug!(node, %error, "an exporter does not answer");
             context
                 .tallies

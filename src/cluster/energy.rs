@@ -1,9 +1,9 @@
-//! Asks every exporter for its ledger page, once a second.
+//! Asks every exporter for its ledger page, once a second; both ends prove who they are.
 
 use super::stores::ExporterSeen;
 use super::world::NodeInfo;
 use crate::clock;
-use crate::contract::EXPORTER_PORT;
+use crate::contract::{EXPORTER_NAME, LEDGER_PORT};
 use crate::node::LedgerPage;
 use crate::serve::fetch::{self, FetchError};
 use jiff::{SignedDuration, Timestamp};
@@ -41,11 +41,13 @@ impl Pages {
     pub(super) async fn refresh(
         &mut self,
         exporters: Vec<Arc<ExporterSeen>>,
+        tls: &Arc<rustls::ClientConfig>,
     ) -> Vec<(String, ScrapeError)> {
         let mut asked = JoinSet::new();
         for exporter in exporters {
+            let tls = tls.clone();
             asked.spawn(async move {
-                let page = tokio::time::timeout(DEADLINE, fetch(&exporter.ip)).await;
+                let page = tokio::time::timeout(DEADLINE, fetch(&exporter.ip, tls)).await;
                 (
                     exporter.node.clone(),
                     page.unwrap_or(Err(ScrapeError::Late)),
@@ -100,11 +102,11 @@ impl Pages {
     }
 }
 
-async fn fetch(ip: &str) -> Result<LedgerPage, ScrapeError> {
+async fn fetch(ip: &str, tls: Arc<rustls::ClientConfig>) -> Result<LedgerPage, ScrapeError> {
     let address: std::net::IpAddr = ip
         .parse()
         .map_err(|_| ScrapeError::Address(ip.to_owned()))?;
-    let address = std::net::SocketAddr::new(address, EXPORTER_PORT);
-    let body = fetch::get(address, "/v1/pods", LARGEST_PAGE).await?;
+    let address = std::net::SocketAddr::new(address, LEDGER_PORT);
+    let body = fetch::get_tls(address, EXPORTER_NAME, tls, "/v1/pods", LARGEST_PAGE).await?;
     Ok(serde_json::from_slice(&body)?)
 }

@@ -10,7 +10,9 @@ use super::shared::Shared;
 use super::source::{Source, ask, take};
 use crate::clock;
 use crate::serve::http::{Answer, Call, Server, readiness};
+use crate::serve::mutual::Mounted;
 use crate::serve::shutdown::Stop;
+use crate::serve::telemetry::chain;
 use hyper::StatusCode;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,11 +21,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
+/// How often the ledger's certificate is looked at.
+const MOUNTED_EVERY: Duration = Duration::from_secs(2);
+
 /// What an exporter is told.
 #[derive(Clone)]
 pub struct Settings {
     pub node: String,
     pub listen: SocketAddr,
+    /// The ledger over mutual TLS: where, and the folder of its certificate.
+    pub ledger: Option<(SocketAddr, PathBuf)>,
     /// NVML libraries, tried in order.
     pub libraries: Vec<PathBuf>,
     pub kubelet_socket: PathBuf,
@@ -53,7 +60,7 @@ pub struct Settings {
 /// Why the exporter could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ExporterError {
-    #[error("cannot listen on {0}; free the port or choose another with --listen")]
+    #[error("cannot listen on {0}; free the port or choose another with --listen, --ledger-listen")]
     Listen(SocketAddr, #[source] std::io::Error),
     #[error("the kubelet socket's path {0} makes no address")]
     Socket(PathBuf, #[source] tonic::transport::Error),
@@ -68,12 +75,23 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
         .map_err(|e| ExporterError::Listen(settings.listen, e))?;
     let source = Source::of(&settings)?;
     let shared = Arc::new(Shared::new(&settings.node));
+    let mut tasks = JoinSet::new();
+    if let Some((address, folder)) = &settings.ledger {
+        let server = Server::bind(*address)
+            .await
+            .map_err(|e| ExporterError::Listen(*address, e))?;
+        tasks.spawn(serve_ledger(
+            server,
+            folder.clone(),
+            shared.clone(),
+            stop.clone(),
+        ));
+    }
     let sampler = Sampler::new(settings.clone(), shared.clone());
     let thread = std::thread::Builder::new()
         .name("sampler".to_owned())
         .spawn(|| sampler.run())
         .map_err(ExporterError::Thread)?;
-    let mut tasks = JoinSet::new();
     tasks.spawn(ask(source, shared.clone()));
     let served = shared.clone();
     let (own, compat) = (settings.own.clone(), settings.compat);
@@ -99,6 +117,54 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
     )
     .await;
     Ok(())
+}
+
+/// The ledger's page, for the controller alone. The certificate may come later than we do.
+async fn serve_ledger(server: Server, folder: PathBuf, shared: Arc<Shared>, stop: Stop) {
+    let mut mounted = Mounted::new(folder);
+    let tls = mounted.server_config();
+    let served = shared.clone();
+    let handler = move |call: Call| {
+        let shared = served.clone();
+        async move {
+            match call.path.as_str() {
+                "/v1/pods" => ledger_page(&shared),
+                _ => Answer::not_found(),
+            }
+        }
+    };
+    let take_up = async {
+        loop {
+            let trouble = match mounted.refresh() {
+                Ok(anew) => {
+                    if anew {
+                        tracing::info!("the ledger's certificate is taken up");
+                    }
+                    None
+                }
+                Err(error) => Some(chain(&error)),
+            };
+            let told = shared.ledger_trouble.load_full();
+            if told.as_deref() != trouble.as_ref() {
+                if let Some(error) = &trouble {
+                    tracing::warn!(
+                        error,
+                        "the ledger's certificate; the one before stays in use"
+                    );
+                }
+                shared.ledger_trouble.store(trouble.map(Arc::new));
+            }
+            tokio::time::sleep(MOUNTED_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = server.run(Some(tls), handler, stop) => {}
+        () = take_up => {}
+    }
+}
+
+fn ledger_page(shared: &Shared) -> Answer {
+    Answer::json(serde_json::to_vec(shared.ledger.load().as_ref()).unwrap_or_default())
 }
 
 /// Looks twice, an interval apart, and shows what a scrape would, or what was found out.
@@ -137,9 +203,7 @@ fn answer(call: &Call, shared: &Shared, compat: Option<Compat>) -> Answer {
                 body: body.into_bytes(),
             }
         }
-        "/v1/pods" => {
-            Answer::json(serde_json::to_vec(shared.ledger.load().as_ref()).unwrap_or_default())
-        }
+        "/v1/pods" => ledger_page(shared),
         "/v1/windows" => {
             let replays = shared.replays.load();
             let list: Vec<&Replay> = replays.iter().map(AsRef::as_ref).collect();
@@ -149,7 +213,11 @@ fn answer(call: &Call, shared: &Shared, compat: Option<Compat>) -> Answer {
         "/readyz" => {
             let snapshot = shared.snapshot.load();
             let status = readiness(snapshot.health.is_ready());
-            Answer::text(status, snapshot.health.report())
+            let mut report = snapshot.health.report();
+            if let Some(trouble) = shared.ledger_trouble.load().as_deref() {
+                report += &format!("ledger for the controller: {trouble}\n");
+            }
+            Answer::text(status, report)
         }
         _ => Answer::not_found(),
     }

@@ -6,7 +6,7 @@ use super::dra::DraState;
 use super::ledger::LedgerPage;
 use super::metrics::NodeSnapshot;
 use super::replay::Replay;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +32,8 @@ pub(super) struct Shared {
     pub(super) ask_kubelet: Notify,
     pub(super) snapshot: ArcSwap<NodeSnapshot>,
     pub(super) ledger: ArcSwap<LedgerPage>,
+    /// Why the ledger is not served to the controller, in words.
+    pub(super) ledger_trouble: ArcSwapOption<String>,
     pub(super) replays: ArcSwap<Vec<Arc<Replay>>>,
     pub(super) stop: AtomicBool,
     /// GPUs that processes of this PID namespace use; the only one, where there is one.
@@ -56,6 +58,7 @@ impl Shared {
                 node: node.to_owned(),
                 ..LedgerPage::default()
             }),
+            ledger_trouble: ArcSwapOption::empty(),
             replays: ArcSwap::default(),
             stop: AtomicBool::new(false),
             used: ArcSwap::default(),

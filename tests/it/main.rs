@@ -28,3 +28,4 @@ mod soak;
 mod support;
 mod the_loop;
 mod trouble;
+mod trust;

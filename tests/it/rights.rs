@@ -153,20 +153,23 @@ fn the_chart_gives_the_exporter_these_rights_and_no_others() {
         let expected = [
             ("/var/lib/kubelet/pod-resources", true),
             ("/var/log/pods", true),
+            ("/etc/jouleward/tls", true),
             ("/var/lib/jouleward", false),
         ];
         ensure!(
             mounts == expected.map(|(path, only)| (path.to_owned(), only)),
             "{mounts:?}"
         );
-        let folders: Vec<Value> = list(&pod["volumes"])
-            .iter()
-            .map(|volume| volume["hostPath"]["path"].clone())
-            .collect();
-        ensure!(
-            folders == expected.map(|(path, _)| json!(path)),
-            "{folders:?}"
-        );
+        // Each is the host's folder of that name, but for the Secret of the ledger.
+        for (volume, (path, _)) in list(&pod["volumes"]).iter().zip(expected) {
+            let folder = &volume["hostPath"]["path"];
+            let secret = &volume["secret"]["secretName"];
+            ensure!(
+                *folder == path || *secret == "jouleward-exporter-tls",
+                "{volume}"
+            );
+        }
+        ensure!(list(&pod["volumes"]).len() == expected.len());
         let rules = chart.objects.iter().filter(|object| {
             object["kind"]
                 .as_str()

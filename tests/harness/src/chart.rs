@@ -85,7 +85,7 @@ impl Chart {
     /// Fails where the chart's ports are not those that tests and demonstration talk to.
     pub fn check_ports(&self) -> anyhow::Result<()> {
         for (name, ports) in [
-            ("jouleward-exporter", &[9402][..]),
+            ("jouleward-exporter", &[9402, 9405][..]),
             ("jouleward-controller", &[9403]),
             ("jouleward-webhook", &[9443, 9404]),
         ] {

@@ -44,6 +44,9 @@ pub struct SimulatedNode {
     pub exporter: Process,
 }
 
+/// Where the DaemonSet's pods find the ledger's certificate.
+const TLS_MOUNT: &str = "/etc/jouleward/tls";
+
 pub struct Stack {
     pub plane: Plane,
     pub chart: Chart,
@@ -90,6 +93,17 @@ impl Stack {
         self.plane.folder.join("logs")
     }
 
+    /// Where the simulated node of an exporter mounts its Secret.
+    fn tls_of(&self, exporter: &str) -> String {
+        let node = exporter.strip_prefix("exporter-").unwrap_or(exporter);
+        self.plane
+            .folder
+            .join(node)
+            .join("tls")
+            .display()
+            .to_string()
+    }
+
     /// Starts one of the chart's containers as a process.
     pub fn run(
         &self,
@@ -109,7 +123,9 @@ impl Stack {
             .chart
             .container(&format!("jouleward-{part}"), &fields)?;
         let mut command = Command::new(built("jouleward")?);
-        command.args(&started.args).args(extra).envs(&started.env);
+        let mounted = |arg: &String| arg.replace(TLS_MOUNT, &self.tls_of(name));
+        command.args(started.args.iter().map(mounted));
+        command.args(extra).envs(&started.env);
         if part == "exporter" {
             command.env_remove("KUBECONFIG");
         } else {

@@ -12,6 +12,7 @@
 
 mod gpus;
 mod kubelet;
+mod mounts;
 mod node;
 mod podresources;
 mod truth;
@@ -58,9 +59,11 @@ async fn main() -> anyhow::Result<()> {
     let gpus = gpus::Gpus::new(&args)?;
     node::register(&client, &args).await?;
     let server = podresources::serve(&args.state, gpus.clone());
+    let mounts = mounts::keep(client.clone(), args.clone());
     let kubelet = kubelet::run(client, args.clone(), gpus);
     tokio::select! {
         result = server => result,
         result = kubelet => result,
+        result = mounts => result,
     }
 }

@@ -1,0 +1,156 @@
+//! The exact ledger goes from the exporters to the controller and to nobody else, and the
+//! controller believes no other exporter.
+
+use crate::support::{Shared, alone, on_plane, runtime};
+use anyhow::{Context, ensure};
+use harness::eventually;
+use harness::jobs::{self, Generate};
+use jouleward::contract::{CONTROLLER_TLS_SECRET, EXPORTER_NAME, EXPORTER_TLS_SECRET, LEDGER_PORT};
+use jouleward::node::LedgerPage;
+use jouleward::serve::fetch::{self, FetchError};
+use jouleward::serve::http::{Answer, Server};
+use jouleward::serve::shutdown;
+use jouleward::serve::tls::{Certificate, client_config, server_config};
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(40);
+
+fn secrets(shared: &Shared) -> Api<Secret> {
+    Api::namespaced(shared.stack.client.clone(), "jouleward-system")
+}
+
+fn file(secret: &Secret, name: &str) -> Vec<u8> {
+    let data = secret.data.as_ref().and_then(|data| data.get(name));
+    data.map(|bytes| bytes.0.clone()).unwrap_or_default()
+}
+
+/// A client with this Secret's certificate, that believes its authority.
+fn client(secret: &Secret) -> anyhow::Result<Arc<ClientConfig>> {
+    let [authority, chain, key] = ["ca.crt", "tls.crt", "tls.key"].map(|name| file(secret, name));
+    Ok(Arc::new(client_config(&authority, &chain, &key)?))
+}
+
+fn ledgers(shared: &Shared) -> anyhow::Result<Vec<SocketAddr>> {
+    let nodes = shared.stack.nodes.iter();
+    nodes
+        .map(|node| Ok(SocketAddr::new(node.ip.parse()?, LEDGER_PORT)))
+        .collect()
+}
+
+async fn page(ledger: SocketAddr, config: Arc<ClientConfig>) -> Result<LedgerPage, FetchError> {
+    let body = fetch::get_tls(ledger, EXPORTER_NAME, config, "/v1/pods", 16 << 20).await?;
+    Ok(serde_json::from_slice(&body).expect("a page"))
+}
+
+#[test]
+fn the_ledger_is_told_to_nobody_but_the_controller() {
+    on_plane(|shared| async move {
+        let own = secrets(shared).get(CONTROLLER_TLS_SECRET).await?;
+        let theirs = secrets(shared).get(EXPORTER_TLS_SECRET).await?;
+        ensure!(
+            theirs.data.iter().flatten().count() == 3,
+            "the authority's key stays with the controller"
+        );
+        for (node, ledger) in shared.stack.nodes.iter().zip(ledgers(shared)?) {
+            let told = page(ledger, client(&own)?).await?;
+            ensure!(told.node == node.name && told.ready, "{told:?}");
+        }
+        let ledger = ledgers(shared)?[0];
+        let mut roots = RootCertStore::empty();
+        let authority = file(&own, "ca.crt");
+        for certificate in rustls_pki(&authority) {
+            roots.add(certificate)?;
+        }
+        let nobody = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let (stranger, key) = self_signed("jouleward-controller");
+        let strangers = client_config(&authority, stranger.as_bytes(), key.as_bytes())?;
+        for (who, config) in [
+            ("one without a certificate", Arc::new(nobody)),
+            ("another exporter", client(&theirs)?),
+            ("one that has signed for itself", Arc::new(strangers)),
+        ] {
+            let told = page(ledger, config).await;
+            ensure!(told.is_err(), "{who} was told {told:?}");
+        }
+        let plain = fetch::get(ledger, "/v1/pods", 16 << 20).await;
+        ensure!(plain.is_err(), "plain HTTP was told {plain:?}");
+        Ok(())
+    });
+}
+
+fn rustls_pki(pem: &[u8]) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+    use rustls::pki_types::pem::PemObject;
+    rustls::pki_types::CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .unwrap()
+}
+
+/// Certificate and key of somebody who takes a name.
+fn self_signed(name: &str) -> (String, String) {
+    let signed = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+    (signed.cert.pem(), signed.signing_key.serialize_pem())
+}
+
+#[test]
+fn an_exporter_that_took_the_name_is_not_believed() {
+    on_plane(|shared| async move {
+        let own = secrets(shared).get(CONTROLLER_TLS_SECRET).await?;
+        let (chain, key) = self_signed(EXPORTER_NAME);
+        let certificate = Arc::new(Certificate::default());
+        certificate.set(chain.as_bytes(), key.as_bytes())?;
+        let server = Server::bind("127.0.0.1:0".parse()?).await?;
+        let address = server.address()?;
+        let lies = |_| async { Answer::json(b"{}".to_vec()) };
+        let serving = runtime().spawn(async move {
+            let (_stopper, stop) = shutdown::pair();
+            server
+                .run(Some(server_config(certificate)), lies, stop)
+                .await;
+        });
+        let told = page(address, client(&own)?).await;
+        serving.abort();
+        ensure!(
+            matches!(told, Err(FetchError::Tls(..))),
+            "it was believed: {told:?}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn certificates_that_are_gone_are_made_anew_and_energy_is_read_on() {
+    alone(|shared| async move {
+        let (client_of, namespace) = (&shared.stack.client, "trust");
+        jobs::namespace(client_of, namespace).await?;
+        jobs::budget(client_of, namespace, "images", json!({ "limit": "1kg" })).await?;
+        let before = secrets(shared).get(CONTROLLER_TLS_SECRET).await?;
+        for name in [CONTROLLER_TLS_SECRET, EXPORTER_TLS_SECRET] {
+            let gone = DeleteParams::default();
+            secrets(shared).delete(name, &gone).await?;
+        }
+        let anew = || async {
+            let own = secrets(shared).get(CONTROLLER_TLS_SECRET).await?;
+            ensure!(file(&own, "ca.crt") != file(&before, "ca.crt"));
+            for ledger in ledgers(shared)? {
+                page(ledger, client(&own)?).await?;
+            }
+            Ok(Some(()))
+        };
+        eventually("every exporter serves under the new authority", SOON, anew).await?;
+        let job = Generate::SMALL.job("after");
+        let uid = jobs::create_job(client_of, namespace, &job).await?.uid();
+        let record = jobs::settled(client_of, namespace, &uid.context("a UID")?).await?;
+        let measured = record.data["status"]["measuredMillijoules"].as_i64();
+        ensure!(measured > Some(0), "{:?}", record.data["status"]);
+        Ok(())
+    });
+}
