@@ -18,6 +18,7 @@ mod direction;
 mod exporter;
 mod guard;
 mod kubelet;
+mod lifecycle;
 mod races;
 mod rights;
 mod scale;

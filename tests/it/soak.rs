@@ -4,6 +4,7 @@
 
 use crate::exporter::{Bench, folder, gpu, now, scenario, start_with, value};
 use crate::kubelet::{Kubelet, pod};
+use crate::lifecycle::servers;
 use crate::support::runtime;
 use harness::prometheus::Prometheus;
 use harness::stack::get;
@@ -277,19 +278,7 @@ fn a_busy_node_loses_nothing_in_hours() {
     let scenario = scenario(boards(&lives));
     // A day's 10,000 pods leave no more than this many in the ledger at a time.
     let bench = start_with("soak", Some(&scenario), &["--keep-final-seconds=420"]);
-    let servers: Vec<Prometheus> = SCRAPES
-        .into_iter()
-        .enumerate()
-        .map(|(number, interval)| {
-            let name = format!("prometheus-{number}");
-            let address = bench
-                .address
-                .replace(":9402", &format!(":{}", 19_090 + number));
-            let target = [bench.address.clone()];
-            let rules = serde_json::json!({ "groups": [] });
-            Prometheus::start(&folder, &name, &address, interval, &target, &rules).unwrap()
-        })
-        .collect();
+    let servers = servers(&bench, &folder, SCRAPES);
     let mut watched = Watched::default();
     std::thread::scope(|scope| {
         let player = scope.spawn(|| play(&kubelet, &lives));
