@@ -107,6 +107,8 @@ pub struct Window {
     pub micros: u64,
     /// Idle power of this GPU, mW.
     pub idle_milliwatts: u64,
+    /// Idle energy of the windows before that the counter shows in this one.
+    pub idle_owed: Microjoules,
     /// Its power with a context on it and nothing running, mW; 0 while not known.
     pub context_milliwatts: u64,
     /// Device replicas held.
@@ -175,7 +177,8 @@ pub fn split(window: &Window) -> Split {
         let micro = u128::from(milliwatts) * u128::from(window.micros) / 1000;
         u64::try_from(micro).unwrap_or(u64::MAX)
     };
-    let idle = Microjoules(bound(window.idle_milliwatts).min(window.energy.0));
+    let due = bound(window.idle_milliwatts).saturating_add(window.idle_owed.0);
+    let idle = Microjoules(due.min(window.energy.0));
     let mut split = Split {
         pods: BTreeMap::new(),
         unattributed: BTreeMap::new(),
@@ -491,6 +494,7 @@ mod tests {
                         .map(|pod| pod.map_or(Owner::Host, |n| Owner::Pod(n.to_string())))
                         .collect(),
                     mps: micros % 3 == 0,
+                    idle_owed: Microjoules(micros % 7 * 1_000_000),
                     ..Window::default()
                 },
             )

@@ -95,11 +95,25 @@ pub(super) struct Gpu {
     /// How the last windows were split, for people who ask.
     #[serde(skip)]
     pub(super) replays: VecDeque<Arc<Replay>>,
+    /// Idle energy that the counter had not shown yet when its window was split.
+    #[serde(default)]
+    pub(super) owed: u64,
     pub(super) idle: IdlePower,
     pub(super) context: IdlePower,
     pub(super) totals: GpuTotals,
 }
 
+/// What a window leaves owed of idle power: it ended between two steps of the counter, so the
+/// next one shows it. Not more than a usual step holds; else, windows being cut anywhere, the
+/// part above idle would grow by what the idle part lacks.
+fn owed(pending: &Pending, idle_milliwatts: u64, before: Microjoules) -> u64 {
+    let idle = |micros: u64| idle_milliwatts.saturating_mul(micros) / 1000;
+    let due = idle(pending.to - pending.from).saturating_add(before.0);
+    due.saturating_sub(pending.energy.0).min(idle(STEP_US))
+}
+
+/// A usual step of the counter.
+const STEP_US: u64 = 100_000;
 /// A window longer than this was not watched: its holders cannot be known.
 const WATCHED_US: u64 = 10_000_000;
 /// Windows of a GPU whose split can be replayed: two minutes and more.
@@ -117,6 +131,7 @@ impl Gpu {
             resumed: false,
             pending: VecDeque::new(),
             replays: VecDeque::new(),
+            owed: 0,
             idle: IdlePower::new(None),
             context: IdlePower::new(None),
             totals: GpuTotals::default(),
@@ -199,6 +214,9 @@ impl Gpu {
         }
         self.totals.idle_milliwatts = self.idle.milliwatts();
         self.totals.context_milliwatts = self.context.milliwatts();
+        let idle_milliwatts = self.totals.idle_milliwatts.unwrap_or(0);
+        let idle_owed = Microjoules(if unwatched { 0 } else { self.owed });
+        self.owed = owed(&pending, idle_milliwatts, idle_owed);
         let mut contexts = pending.contexts;
         // Without a sight of processes, a context on a GPU is its only holder's.
         if contexts.is_empty()
@@ -210,7 +228,8 @@ impl Gpu {
         Window {
             energy: pending.energy,
             micros,
-            idle_milliwatts: self.totals.idle_milliwatts.unwrap_or(0),
+            idle_milliwatts,
+            idle_owed,
             context_milliwatts: self.totals.context_milliwatts.unwrap_or(0),
             contexts,
             mig: pending.mig,
@@ -334,6 +353,38 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn windows_cut_anywhere_between_the_counters_steps_keep_idle_apart_from_work(
+            windows in proptest::collection::vec(1_u64..1_500_000, 1..200),
+            worked in 0_u64..200,
+        ) {
+            let mut gpu = gpu(EnergySource::Counter);
+            gpu.idle.configure(Some(50_000));
+            // Before and after a second at 150 W there is only idling, at 50 W; mJ.
+            let begin = worked * 100_000;
+            let counter = |at: u64| {
+                let step = at - at % 100_000;
+                step * 50 / 1000 + step.saturating_sub(begin).min(SECOND) * 100 / 1000
+            };
+            let (mut now, mut active) = (0, 0);
+            for micros in [1].into_iter().chain(windows) {
+                gpu.look(Look { energy_millijoules: Some(counter(now)), ..Look::default() }, now);
+                now += micros;
+                while let Some(pending) = gpu.pending.pop_front() {
+                    let holder = Holder { uid: "a".into(), ..Holder::default() };
+                    let window = gpu.window(pending, BTreeMap::from([(holder.clone(), 1)]));
+                    active += super::super::attribution::split(&window).pods[&holder].0.0;
+                }
+            }
+            let seen = gpu.last.map_or(0, |(_, at)| at);
+            let truth = seen.saturating_sub(begin).min(SECOND) * 100;
+            // A step at either end, of all that was drawn by then.
+            proptest::prop_assert!(
+                active.abs_diff(truth) <= 2 * 150 * 100_000,
+                "{active} of {truth} µJ"
+            );
+        }
+
         #[test]
         fn whatever_nvml_answers_no_joule_is_negative_or_beyond_the_limit(
             looks in proptest::collection::vec(

@@ -11,6 +11,9 @@ use std::path::PathBuf;
 #[derive(Debug)]
 pub(super) struct Processes {
     root: PathBuf,
+    /// Whose a process is that no pod's UID names: in a pod of its own cgroup namespace its
+    /// other containers' paths do not.
+    others: Owner,
     seen: HashMap<u32, Seen>,
 }
 
@@ -45,9 +48,11 @@ impl Seen {
 }
 
 impl Processes {
-    pub(super) fn new(root: PathBuf) -> Self {
+    /// In a sidecar, `own` is the UID of its pod.
+    pub(super) fn new(root: PathBuf, own: Option<String>) -> Self {
         Self {
             root,
+            others: own.map_or(Owner::Host, Owner::Pod),
             seen: HashMap::new(),
         }
     }
@@ -106,7 +111,8 @@ impl Processes {
         let owner = if name.is_ok_and(|name| name.starts_with(MPS_SERVER)) {
             None
         } else {
-            Some(cgroup::parse(&text).map_or(Owner::Host, |m| Owner::Pod(m.pod_uid)))
+            let named = cgroup::parse(&text).map(|m| Owner::Pod(m.pod_uid));
+            Some(named.unwrap_or_else(|| self.others.clone()))
         };
         self.seen.insert(
             pid,
@@ -154,6 +160,21 @@ mod tests {
     }
 
     #[test]
+    fn in_a_sidecar_whoever_no_pod_names_is_of_its_own_pod() {
+        let root = std::env::temp_dir().join(format!("jouleward-own-{}", std::process::id()));
+        start(&root, 8, 100, "");
+        let cgroup = format!("0::/../{:064x}\n", 8);
+        std::fs::write(root.join("8/cgroup"), cgroup).unwrap();
+        let owner = |own: Option<&str>| {
+            let mut processes = Processes::new(root.clone(), own.map(str::to_owned));
+            processes.owner(8, 0)
+        };
+        assert_eq!(owner(None), Some(Owner::Host));
+        assert_eq!(owner(Some("own")), Some(Owner::Pod("own".to_owned())));
+        end(&root, 8);
+    }
+
+    #[test]
     fn a_pid_is_its_process_until_that_ends_and_then_anothers() {
         let root = std::env::temp_dir().join(format!("jouleward-proc-{}", std::process::id()));
         let [a, b] = ["a", "b"].map(|letter| {
@@ -168,7 +189,7 @@ mod tests {
             )
         });
         let owner = |uid: &str| Some(Owner::Pod(uid.to_owned()));
-        let mut processes = Processes::new(root.clone());
+        let mut processes = Processes::new(root.clone(), None);
         start(&root, 7, 100, &a);
         assert_eq!(processes.owner(7, 0), owner(&a));
         assert!(processes.alive(7));

@@ -18,6 +18,9 @@ pub struct Replay {
     /// Idle power without and with a context that the split rests on, mW.
     pub idle_milliwatts: u64,
     pub context_milliwatts: u64,
+    /// Idle energy of the windows before that the counter shows in this one.
+    #[serde(default)]
+    pub idle_owed_microjoules: u64,
     /// exact, sampled, fallback_power; empty where it was not split.
     pub quality: String,
     /// Replicas held, by `namespace/pod/container`.
@@ -59,6 +62,7 @@ impl Replay {
             microjoules: window.energy.0,
             idle_milliwatts: window.idle_milliwatts,
             context_milliwatts: window.context_milliwatts,
+            idle_owed_microjoules: window.idle_owed.0,
             quality: split.quality.as_str().to_owned(),
             holders: window
                 .holders
@@ -90,6 +94,7 @@ impl Replay {
             microjoules: energy.0,
             idle_milliwatts: 0,
             context_milliwatts: 0,
+            idle_owed_microjoules: 0,
             quality: String::new(),
             holders: BTreeMap::new(),
             activity: BTreeMap::new(),

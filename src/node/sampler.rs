@@ -72,7 +72,8 @@ pub(super) struct Sampler {
 impl Sampler {
     pub(super) fn new(settings: Settings, shared: Arc<Shared>) -> Self {
         let names = PodNames::new(settings.pod_logs.clone());
-        let processes = Processes::new(settings.proc_root.clone());
+        let own = settings.own.as_ref().map(|own| own.uid.clone());
+        let processes = Processes::new(settings.proc_root.clone(), own);
         Self {
             shared,
             cuts: Cuts::default(),
