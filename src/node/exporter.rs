@@ -64,6 +64,8 @@ pub enum ExporterError {
     Listen(SocketAddr, #[source] std::io::Error),
     #[error("the kubelet socket's path {0} makes no address")]
     Socket(PathBuf, #[source] tonic::transport::Error),
+    #[error("{0}; started anew, the exporter goes on where it ended")]
+    Lost(&'static str),
     #[error("cannot start the sampler's thread")]
     Thread(#[source] std::io::Error),
 }
@@ -108,7 +110,10 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
         }
     };
     tracing::info!(node = settings.node, listen = %settings.listen, "exporter starts");
-    server.run(None, handler, stop).await;
+    let lost = tokio::select! {
+        () = server.run(None, handler, stop) => None,
+        why = shared.until_ended() => Some(why),
+    };
     shared.stop.store(true, Ordering::Relaxed);
     // The thread looks at the flag every 50 ms; a hanging driver must not keep us.
     let _ = tokio::time::timeout(
@@ -116,7 +121,7 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
         tokio::task::spawn_blocking(|| thread.join()),
     )
     .await;
-    Ok(())
+    lost.map_or(Ok(()), |why| Err(ExporterError::Lost(why)))
 }
 
 /// The ledger's page, for the controller alone. The certificate may come later than we do.

@@ -15,6 +15,7 @@ mod held;
 mod idle;
 mod instances;
 mod ledger;
+mod lost;
 pub mod meter;
 mod metrics;
 pub mod mig;

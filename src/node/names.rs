@@ -42,7 +42,8 @@ impl PodNames {
         let micros = stamp
             .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
             .map(|at| at.as_micros());
-        self.certain = micros.is_none_or(|at| u128::from(now) > at + COARSE_US);
+        // Either way: the clock may have been stepped back.
+        self.certain = micros.is_none_or(|at| u128::from(now).abs_diff(at) > COARSE_US);
         self.stamp = stamp;
         let before = self.by_name.len();
         self.read();

@@ -11,6 +11,7 @@ use nvml_wrapper::{Device, Nvml};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// Where drivers and operators put the library.
@@ -99,6 +100,9 @@ pub struct Reading {
 pub struct Reader {
     devices: BTreeMap<String, (GpuInfo, Device<'static>)>,
     instances: Instances,
+    nvml: &'static Nvml,
+    /// Indices of devices that could not be taken stock of.
+    missing: Vec<u32>,
     pub errors: Vec<CallError>,
 }
 
@@ -137,26 +141,44 @@ impl Reader {
     }
 
     fn stock(nvml: &'static Nvml, activity: bool) -> Result<Self, OpenError> {
-        let driver = nvml
-            .sys_driver_version()
-            .unwrap_or_else(|_| "unknown".to_owned());
         let count = nvml
             .device_count()
             .map_err(|e| OpenError::Devices(code(&e)))?;
         let mut reader = Self {
             devices: BTreeMap::new(),
             instances: Instances::new(nvml, activity),
+            nvml,
+            missing: (0..count).collect(),
             errors: Vec::new(),
         };
-        for index in 0..count {
-            match Self::device(nvml, index, &driver) {
+        reader.find_missing();
+        match reader.errors.first() {
+            Some(error) if reader.devices.is_empty() => Err(OpenError::Devices(error.code)),
+            _ => Ok(reader),
+        }
+    }
+
+    /// Tries devices that could not be taken stock of; gives those that now can.
+    pub fn find_missing(&mut self) -> Vec<GpuInfo> {
+        if self.missing.is_empty() {
+            return Vec::new();
+        }
+        let driver = self.nvml.sys_driver_version();
+        let driver = driver.unwrap_or_else(|_| "unknown".to_owned());
+        let mut found = Vec::new();
+        for index in std::mem::take(&mut self.missing) {
+            match Self::device(self.nvml, index, &driver) {
                 Ok((info, device)) => {
-                    reader.devices.insert(info.uuid.clone(), (info, device));
+                    found.push(info.clone());
+                    self.devices.insert(info.uuid.clone(), (info, device));
                 }
-                Err(error) => reader.errors.push(error),
+                Err(error) => {
+                    self.missing.push(index);
+                    self.errors.push(error);
+                }
             }
         }
-        Ok(reader)
+        found
     }
 
     fn device(
@@ -188,10 +210,10 @@ impl Reader {
         self.devices.values().map(|(info, _)| info)
     }
 
-    /// One look at one GPU at `now` (µs, monotonic); utilisation newer than `since` (µs since
-    /// the Unix epoch). A call that fails leaves
+    /// One look at one GPU at `now` (µs, monotonic); utilisation that is newer than the
+    /// first of `stamps` and not than the last (µs since the Unix epoch). A call that fails leaves
     /// its part empty and is listed.
-    pub fn read(&mut self, uuid: &str, since: u64, now: u64) -> Reading {
+    pub fn read(&mut self, uuid: &str, stamps: RangeInclusive<u64>, now: u64) -> Reading {
         let mut reading = Reading::default();
         let Some((info, device)) = self.devices.get(uuid) else {
             return reading;
@@ -220,7 +242,7 @@ impl Reader {
         reading.processes = lists.0.unwrap_or_default();
         reading.mps_clients = lists.1;
         // An idle GPU answers NotFound: nobody was seen, which is no error.
-        let samples = match again(|| device.process_utilization_stats(since)) {
+        let samples = match again(|| device.process_utilization_stats(*stamps.start())) {
             Err(NvmlError::NotFound) => Some(Vec::new()),
             other => keep(other, "nvmlDeviceGetProcessUtilization", errors),
         };
@@ -230,7 +252,8 @@ impl Reader {
         let samples = samples.unwrap_or_default();
         reading.utilisation = samples
             .into_iter()
-            .filter(|s| s.sm_util <= 100 && s.timestamp > since)
+            .filter(|s| s.sm_util <= 100)
+            .filter(|s| s.timestamp != *stamps.start() && stamps.contains(&s.timestamp))
             .map(|s| (s.pid, s.sm_util, s.timestamp))
             .collect();
         reading

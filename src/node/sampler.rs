@@ -9,6 +9,7 @@ use super::devices::Devices;
 use super::exporter::Settings;
 use super::held::held;
 use super::ledger::page;
+use super::lost::Lost;
 use super::meter::{Look, Meter};
 use super::metrics::{Health, NodeSnapshot};
 use super::names::PodNames;
@@ -26,6 +27,8 @@ use std::time::Duration;
 /// How often pods and processes are looked for; a look at a folder's time and at a few
 /// files of /proc.
 const WATCH: Duration = Duration::from_millis(50);
+/// Samples may be stamped so far ahead of us.
+const AHEAD_US: u64 = 1_000_000;
 /// Pause before NVML is tried again.
 const REOPEN_US: u64 = 10_000_000;
 
@@ -41,6 +44,12 @@ pub(super) struct FoundOut {
     pods: BTreeSet<String>,
     /// Whose the processes on the GPUs are: a pod's UID, or host.
     processes: BTreeMap<u32, String>,
+}
+
+/// From when on samples are news; µs since the Unix epoch. Where the clock was stepped back
+/// the last one lies ahead, and waiting for it would leave pods that share a GPU untold apart.
+fn samples_since(last: Option<u64>, wall: u64) -> u64 {
+    last.filter(|last| *last <= wall + AHEAD_US).unwrap_or(wall)
 }
 
 pub(super) struct Sampler {
@@ -67,6 +76,7 @@ pub(super) struct Sampler {
     checkpoint: Option<Checkpoint>,
     /// µs, monotonic: when the GPUs were taken stock of.
     opened: Option<u64>,
+    lost: Lost,
 }
 
 impl Sampler {
@@ -97,6 +107,7 @@ impl Sampler {
             ready_since: None,
             checkpoint: None,
             opened: None,
+            lost: Lost::default(),
         }
         .resumed()
     }
@@ -166,9 +177,16 @@ impl Sampler {
         let mut reopen = 0;
         while !self.shared.stop.load(Ordering::Relaxed) {
             let now = clock::monotonic_micros();
-            if self.reader.is_none() && now >= reopen {
+            if now >= reopen {
                 reopen = now + REOPEN_US;
-                self.open();
+                match &mut self.reader {
+                    None => self.open(),
+                    // A device that was lost when NVML was started may be back.
+                    Some(reader) => {
+                        let found = reader.find_missing();
+                        self.add(&found);
+                    }
+                }
             }
             let event = self.watch(now);
             let wanted = self.shared.wanted.swap(false, Ordering::AcqRel);
@@ -176,6 +194,11 @@ impl Sampler {
                 self.tick(now);
                 // On the grid, so that a late tick does not shift all later ones.
                 next = (now / interval + 1) * interval;
+            }
+            if let Some(why) = self.lost.for_good() {
+                // Only a new process gets the driver's new library, or its devices back.
+                self.shared.end(why);
+                return;
             }
             std::thread::sleep(WATCH);
         }
@@ -220,32 +243,41 @@ impl Sampler {
 
     fn open(&mut self) {
         match Reader::open(&self.settings.libraries, self.settings.mig_activity) {
-            Ok(mut reader) => {
-                for error in reader.errors.drain(..) {
-                    self.health.count(&error);
-                }
+            Ok(reader) => {
                 self.cuts.devices = Devices::default();
-                for gpu in reader.gpus() {
-                    tracing::info!(uuid = gpu.uuid, model = gpu.model, "metering");
-                    self.cuts
-                        .devices
-                        .by_minor
-                        .insert(gpu.minor, gpu.uuid.clone());
-                    self.meter
-                        .add_gpu(gpu.clone(), self.settings.idle_milliwatts);
-                }
-                self.devices_changed = true;
+                let gpus: Vec<GpuInfo> = reader.gpus().cloned().collect();
+                self.reader = Some(reader);
+                self.add(&gpus);
                 self.opened = Some(clock::monotonic_micros());
                 self.health.nvml(Ok(()));
-                self.reader = Some(reader);
             }
             Err(error) => {
-                if let OpenError::Init(code) = error {
-                    let call = "nvmlInit";
+                let refused = match error {
+                    OpenError::Init(code) => Some(("nvmlInit", code)),
+                    OpenError::Devices(code) => Some(("nvmlDeviceGetHandleByIndex", code)),
+                    OpenError::Library(_) => None,
+                };
+                if let Some((call, code)) = refused {
+                    self.lost.look(false, &BTreeSet::from([code]));
                     self.health.count(&CallError { call, code });
                 }
                 self.health.nvml(Err(error));
             }
+        }
+    }
+
+    /// Meters these GPUs from now on.
+    fn add(&mut self, gpus: &[GpuInfo]) {
+        for error in self.reader.iter_mut().flat_map(|r| r.errors.drain(..)) {
+            self.health.count(&error);
+        }
+        for gpu in gpus {
+            tracing::info!(uuid = gpu.uuid, model = gpu.model, "metering");
+            let by_minor = &mut self.cuts.devices.by_minor;
+            by_minor.insert(gpu.minor, gpu.uuid.clone());
+            self.meter
+                .add_gpu(gpu.clone(), self.settings.idle_milliwatts);
+            self.devices_changed = true;
         }
     }
 
@@ -321,9 +353,10 @@ impl Sampler {
             .map(|gpu| gpu.uuid.clone())
             .collect();
         let mut answered = false;
+        let mut codes = BTreeSet::new();
         let mut used = BTreeSet::new();
         for uuid in &uuids {
-            let (look, ok, in_use) = self.look(uuid, visible, now);
+            let (look, ok, in_use) = self.look(uuid, visible, now, &mut codes);
             answered |= ok;
             if in_use || uuids.len() == 1 {
                 used.insert(uuid.clone());
@@ -338,6 +371,9 @@ impl Sampler {
             self.health
                 .nvml(Err(OpenError::Devices("every device fails")));
             self.reader = None;
+        }
+        if !uuids.is_empty() {
+            self.lost.look(answered, &codes);
         }
         self.meter.settle(&self.allocations, now);
         crash::point("settled");
@@ -364,26 +400,26 @@ impl Sampler {
     }
 
     /// A look, whether the GPU answered, and whether processes are on it as far as is known.
-    fn look(&mut self, uuid: &str, visible: bool, now: u64) -> (Look, bool, bool) {
+    fn look(
+        &mut self,
+        uuid: &str,
+        visible: bool,
+        now: u64,
+        codes: &mut BTreeSet<&'static str>,
+    ) -> (Look, bool, bool) {
         let Some(reader) = &mut self.reader else {
             return (Look::default(), false, false);
         };
-        let since = self
-            .since
-            .get(uuid)
-            .copied()
-            .unwrap_or_else(clock::wall_micros);
-        let reading = reader.read(uuid, since, now);
+        let wall = clock::wall_micros();
+        let since = samples_since(self.since.get(uuid).copied(), wall);
+        let reading = reader.read(uuid, since..=wall + AHEAD_US, now);
         for error in &reading.errors {
             self.health.count(error);
+            codes.insert(error.code);
         }
-        let newest = reading
-            .utilisation
-            .iter()
-            .map(|(_, _, at)| *at)
-            .max()
-            .unwrap_or(since);
-        self.since.insert(uuid.to_owned(), newest.max(since));
+        let newest = reading.utilisation.iter().map(|(_, _, at)| *at).max();
+        self.since
+            .insert(uuid.to_owned(), newest.unwrap_or(since).max(since));
         let mut activity: BTreeMap<Owner, u64> = BTreeMap::new();
         let mut contexts = BTreeSet::new();
         if visible {
@@ -448,5 +484,25 @@ impl Sampler {
         let snapshot = NodeSnapshot::of(&self.meter, held, &self.settings, &self.health, now);
         self.shared.snapshot.store(Arc::new(snapshot));
         self.shared.looks.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::samples_since;
+
+    #[test]
+    fn a_clock_that_was_stepped_back_makes_no_sample_wait() {
+        let second = 1_000_000;
+        assert_eq!(samples_since(None, 100 * second), 100 * second);
+        assert_eq!(samples_since(Some(99 * second), 100 * second), 99 * second);
+        assert_eq!(
+            samples_since(Some(101 * second), 100 * second),
+            101 * second
+        );
+        assert_eq!(
+            samples_since(Some(700 * second), 100 * second),
+            100 * second
+        );
     }
 }

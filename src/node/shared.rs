@@ -36,6 +36,9 @@ pub(super) struct Shared {
     pub(super) ledger_trouble: ArcSwapOption<String>,
     pub(super) replays: ArcSwap<Vec<Arc<Replay>>>,
     pub(super) stop: AtomicBool,
+    /// Why the sampler has ended by itself.
+    pub(super) ended: ArcSwapOption<&'static str>,
+    has_ended: Notify,
     /// GPUs that processes of this PID namespace use; the only one, where there is one.
     pub(super) used: ArcSwap<BTreeSet<String>>,
     /// Someone wants to know now.
@@ -61,10 +64,28 @@ impl Shared {
             ledger_trouble: ArcSwapOption::empty(),
             replays: ArcSwap::default(),
             stop: AtomicBool::new(false),
+            ended: ArcSwapOption::empty(),
+            has_ended: Notify::new(),
             used: ArcSwap::default(),
             wanted: AtomicBool::new(false),
             looks: AtomicU64::new(0),
         }
+    }
+
+    /// Nothing more can be metered by this process.
+    pub(super) fn end(&self, why: &'static str) {
+        self.ended.store(Some(Arc::new(why)));
+        self.has_ended.notify_one();
+    }
+
+    /// Returns once the sampler has ended by itself.
+    pub(super) async fn until_ended(&self) -> &'static str {
+        self.has_ended.notified().await;
+        self.ended
+            .load()
+            .as_deref()
+            .copied()
+            .unwrap_or("the sampler ended")
     }
 
     /// Waits for a look that began after now.

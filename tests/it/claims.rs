@@ -1,7 +1,7 @@
 //! GPUs that Dynamic Resource Allocation handed out: the real exporter beside a real API
 //! server that keeps the claims.
 
-use crate::exporter::{Bench, folder, gpu, scenario, start_as, value};
+use crate::exporter::{Bench, folder, gpu, scenario, start_in, value};
 use crate::kubelet::Kubelet;
 use crate::support::{Shared, on_plane};
 use anyhow::Context;
@@ -187,7 +187,7 @@ fn every_pod_of_a_shared_claim_is_a_holder_and_one_that_administers_is_none() {
         ];
         tokio::task::spawn_blocking(move || {
             let world = scenario(boards());
-            let bench = start_as(name, Some(&world), &flags, Some(&identity));
+            let bench = start_in(name, Some(&world), &flags, &[("KUBECONFIG", &identity)]);
             without_the_right(&bench);
             let values = json!({ "exporter": { "resourceClaims": true } });
             let chart = Chart::render(&shared.stack.plane, &values).unwrap();

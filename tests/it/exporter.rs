@@ -66,15 +66,15 @@ pub(crate) fn folder(name: &str) -> PathBuf {
 }
 
 pub(crate) fn start_with(name: &str, scenario: Option<&Scenario>, flags: &[&str]) -> Bench {
-    start_as(name, scenario, flags, None)
+    start_in(name, scenario, flags, &[])
 }
 
-/// With the identity of a kubeconfig file.
-pub(crate) fn start_as(
+/// With an environment of its own.
+pub(crate) fn start_in(
     name: &str,
     scenario: Option<&Scenario>,
     flags: &[&str],
-    identity: Option<&Path>,
+    env: &[(&str, &Path)],
 ) -> Bench {
     static HOST: AtomicU8 = AtomicU8::new(1);
     let folder = folder(name);
@@ -99,7 +99,7 @@ pub(crate) fn start_as(
     });
     command.arg(format!("--nvml-library={}", library.display()));
     command.env_remove("KUBECONFIG");
-    command.envs(identity.map(|file| ("KUBECONFIG", file)));
+    command.envs(env.iter().copied());
     command.env("NVML_SIM_SCENARIO", folder.join("scenario.json"));
     let exporter = Process::start("exporter", &folder, &mut command).unwrap();
     Bench {
@@ -132,6 +132,14 @@ impl Bench {
                 );
             }
         }
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.exporter.is_running()
+    }
+
+    pub(crate) fn said(&self) -> String {
+        self.exporter.said()
     }
 
     /// Memory that it holds by now, MiB.

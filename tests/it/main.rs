@@ -16,6 +16,7 @@ mod claims;
 mod cli;
 mod direction;
 mod exporter;
+mod faults;
 mod guard;
 mod kubelet;
 mod lifecycle;

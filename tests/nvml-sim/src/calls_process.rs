@@ -72,6 +72,8 @@ pub unsafe extern "C" fn nvmlDeviceGetProcessUtilization(
         if !gpu.instances.is_empty() {
             return NOT_SUPPORTED;
         }
+        let stepped = crate::clock::stepped();
+        let last = last.saturating_add_signed(-stepped);
         let newest = now / SAMPLE_US;
         let oldest = (last / SAMPLE_US + 1).max(newest.saturating_sub(RING - 1));
         let samples = (newest + 1).saturating_sub(oldest);
@@ -79,7 +81,8 @@ pub unsafe extern "C" fn nvmlDeviceGetProcessUtilization(
         for k in oldest..=newest {
             if let Some(process) = gpu.sampled(k) {
                 let entry = seen.entry(process.pid).or_default();
-                *entry = (k * SAMPLE_US, entry.1 + 100);
+                let stamp = (k * SAMPLE_US).saturating_add_signed(stepped);
+                *entry = (stamp, entry.1 + 100);
             }
         }
         if seen.is_empty() {

@@ -2,8 +2,8 @@
 
 use crate::scenario::Scenario;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 struct Cached {
     stamp: (u64, SystemTime),
@@ -16,17 +16,33 @@ fn path(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from)
 }
 
-/// Microseconds since the Unix epoch.
+/// Microseconds since the Unix epoch, whoever steps the wall clock meanwhile: what a GPU burns
+/// does not hang on it.
 pub(crate) fn now() -> u64 {
+    static BEGAN: OnceLock<(Instant, u64)> = OnceLock::new();
     let stepped = path("NVML_SIM_CLOCK")
         .and_then(|path| std::fs::read_to_string(path).ok())
         .and_then(|text| text.trim().parse().ok());
     stepped.unwrap_or_else(|| {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+        let (at, wall_then) = BEGAN.get_or_init(|| (Instant::now(), wall()));
+        wall_then + u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX)
     })
+}
+
+/// What the machine's clock says.
+fn wall() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// By how much the wall clock was stepped since the library was loaded, which is what samples
+/// are stamped by; in tenths of a second.
+pub(crate) fn stepped() -> i64 {
+    if path("NVML_SIM_CLOCK").is_some() {
+        return 0;
+    }
+    let ahead = wall().cast_signed() - now().cast_signed();
+    (ahead + ahead.signum() * 50_000) / 100_000 * 100_000
 }
 
 /// The scenario, or `None` where there is none: then there is no driver.
