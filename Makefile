@@ -3,7 +3,7 @@
 SHELL := bash
 CARGO ?= cargo
 
-.PHONY: help demo test check fmt clippy deny generate generated plane bench soak install-tools test-tools clean
+.PHONY: help demo test check fmt clippy deny generate generated plane bench gpu-check soak install-tools test-tools clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,12 @@ plane: install-tools ## Start a control plane, leave it running, print its KUBEC
 bench: install-tools ## Print the figures of docs/benchmarks.md
 	$(CARGO) build --release --workspace
 	$(CARGO) bench -q --bench figures
+
+gpu-check: test-tools ## Check the exporter on this machine's GPUs, beside nvidia-smi (a minute and a half)
+	@if ! nvidia-smi -L >/dev/null 2>&1; then \
+	  echo "gpu-check: SKIPPED, nothing was checked: nvidia-smi lists no GPU on this machine"; exit 0; fi; \
+	nvidia-smi -L && $(CARGO) build --workspace && \
+	$(CARGO) test --test it -- --ignored --nocapture gpu_check::
 
 soak: test-tools ## Hours of a busy node (SOAK_MINUTES=180), figures for docs/benchmarks.md
 	$(CARGO) build --release --workspace

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// What `make test-tools` unpacked of NVIDIA's wheels.
-fn unpacked() -> PathBuf {
+pub(crate) fn unpacked() -> PathBuf {
     let path = target().join("tools/nvml");
     assert!(
         path.join("pynvml.py").exists(),

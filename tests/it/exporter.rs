@@ -138,6 +138,10 @@ impl Bench {
         self.exporter.is_running()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.exporter.id()
+    }
+
     pub(crate) fn said(&self) -> String {
         self.exporter.said()
     }
@@ -168,7 +172,7 @@ impl Bench {
     }
 
     fn of_proc(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.exporter.id())).unwrap()
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.pid())).unwrap()
     }
 
     pub(crate) fn change(&self, scenario: &Scenario) {

@@ -17,6 +17,7 @@ mod cli;
 mod direction;
 mod exporter;
 mod faults;
+mod gpu_check;
 mod guard;
 mod kubelet;
 mod lifecycle;
