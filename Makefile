@@ -3,7 +3,7 @@
 SHELL := bash
 CARGO ?= cargo
 
-.PHONY: help demo test check fmt clippy deny generate generated plane bench gpu-check soak install-tools test-tools clean
+.PHONY: help demo test check fmt clippy deny generate generated plane bench fuzz gpu-check soak install-tools test-tools clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,13 @@ plane: install-tools ## Start a control plane, leave it running, print its KUBEC
 bench: install-tools ## Print the figures of docs/benchmarks.md
 	$(CARGO) build --release --workspace
 	$(CARGO) bench -q --bench figures
+
+fuzz: install-tools ## Fuzz what others write, guided by coverage (FUZZ_SECONDS=300); needs a C++ compiler
+	@command -v c++ >/dev/null || { echo "fuzz: a C++ compiler is missing: install g++ or clang"; exit 1; }
+	@mkdir -p target/fuzz-corpus target/fuzz-crashes
+	RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1" \
+	$(CARGO) run --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --target "$$(rustc -vV | sed -n 's/host: //p')" -- \
+	  -max_total_time="$${FUZZ_SECONDS:-300}" -artifact_prefix=target/fuzz-crashes/ -print_final_stats=1 target/fuzz-corpus
 
 gpu-check: test-tools ## Check the exporter on this machine's GPUs, beside nvidia-smi (a minute and a half)
 	@if ! nvidia-smi -L >/dev/null 2>&1; then \

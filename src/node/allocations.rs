@@ -78,14 +78,6 @@ impl Allocations {
         tenures.filter(move |t| t.since <= to && t.until.is_none_or(|until| until > from))
     }
 
-    /// Everyone who holds a GPU now, by GPU.
-    pub fn now(&self) -> impl Iterator<Item = (&str, Vec<&Tenure>)> {
-        self.tenures.iter().map(|(gpu, tenures)| {
-            let open = tenures.iter().filter(|tenure| tenure.until.is_none());
-            (gpu.as_str(), open.collect())
-        })
-    }
-
     /// True where the holders of a GPU changed while no exporter ran.
     pub fn changed_unseen(&self, gpu: &str) -> bool {
         self.changed_unseen.contains(gpu)

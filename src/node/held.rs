@@ -2,6 +2,7 @@
 
 use super::allocations::{Allocations, Tenure};
 use super::cuts::Cuts;
+use std::collections::BTreeMap;
 
 /// One container's hold of one GPU, or of a part of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +17,12 @@ pub(super) struct Held {
 }
 
 pub(super) fn held(allocations: &Allocations, cuts: &Cuts) -> Vec<Held> {
+    let mut by_gpu: BTreeMap<&str, Vec<&Tenure>> = BTreeMap::new();
+    for (gpu, tenure) in allocations.current() {
+        by_gpu.entry(gpu).or_default().push(tenure);
+    }
     let mut all = Vec::new();
-    for (gpu, tenures) in allocations.now() {
+    for (gpu, tenures) in by_gpu {
         for tenure in &tenures {
             let instance = tenure.holder.instance.as_deref();
             let (gpu_instance, slices) =

@@ -10,6 +10,8 @@ mod cuts;
 pub mod devices;
 mod dra;
 pub mod exporter;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod gpu;
 mod held;
 mod idle;
