@@ -1,19 +1,21 @@
 //! The sampler's thread: looks at the GPUs once a second, and at once when a pod comes or
 //! goes; bills what can be billed; publishes a snapshot. Nothing else calls NVML.
 
+mod look;
+mod watch;
+
 use super::allocations::Allocations;
 use super::attribution::{Holder, Owner};
 use super::checkpoint::{Checkpoint, Found, View, boot_id};
 use super::cuts::Cuts;
-use super::devices::Devices;
 use super::exporter::Settings;
 use super::held::held;
 use super::ledger::page;
 use super::lost::Lost;
-use super::meter::{Look, Meter};
+use super::meter::Meter;
 use super::metrics::{Health, NodeSnapshot};
 use super::names::PodNames;
-use super::nvml::{CallError, GpuInfo, OpenError, Reader};
+use super::nvml::{GpuInfo, OpenError, Reader};
 use super::procfs::Processes;
 use super::shared::Shared;
 use crate::clock;
@@ -27,15 +29,13 @@ use std::time::Duration;
 /// How often pods and processes are looked for; a look at a folder's time and at a few
 /// files of /proc.
 const WATCH: Duration = Duration::from_millis(50);
-/// Samples may be stamped so far ahead of us.
-const AHEAD_US: u64 = 1_000_000;
 /// Pause before NVML is tried again.
 const REOPEN_US: u64 = 10_000_000;
 
 /// What the sampler found out of the node, for people who ask.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct FoundOut {
+pub(in crate::node) struct FoundOut {
     health: String,
     gpus: Vec<GpuInfo>,
     /// Replicas held, by GPU and `namespace/pod/container`.
@@ -46,13 +46,7 @@ pub(super) struct FoundOut {
     processes: BTreeMap<u32, String>,
 }
 
-/// From when on samples are news; µs since the Unix epoch. Where the clock was stepped back
-/// the last one lies ahead, and waiting for it would leave pods that share a GPU untold apart.
-fn samples_since(last: Option<u64>, wall: u64) -> u64 {
-    last.filter(|last| *last <= wall + AHEAD_US).unwrap_or(wall)
-}
-
-pub(super) struct Sampler {
+pub(in crate::node) struct Sampler {
     settings: Settings,
     shared: Arc<Shared>,
     cuts: Cuts,
@@ -80,7 +74,7 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    pub(super) fn new(settings: Settings, shared: Arc<Shared>) -> Self {
+    pub(in crate::node) fn new(settings: Settings, shared: Arc<Shared>) -> Self {
         let names = PodNames::new(settings.pod_logs.clone());
         let own = settings.own.as_ref().map(|own| own.uid.clone());
         let processes = Processes::new(settings.proc_root.clone(), own);
@@ -171,7 +165,7 @@ impl Sampler {
     }
 
     /// Runs until told to stop.
-    pub(super) fn run(mut self) {
+    pub(in crate::node) fn run(mut self) {
         let interval = u64::try_from(self.settings.interval.as_micros()).unwrap_or(1_000_000);
         let mut next = 0;
         let mut reopen = 0;
@@ -205,7 +199,7 @@ impl Sampler {
     }
 
     /// One look outside the loop.
-    pub(super) fn look_once(mut self) -> Self {
+    pub(in crate::node) fn look_once(mut self) -> Self {
         if self.reader.is_none() {
             self.open();
         }
@@ -215,7 +209,7 @@ impl Sampler {
         self
     }
 
-    pub(super) fn found_out(&self) -> FoundOut {
+    pub(in crate::node) fn found_out(&self) -> FoundOut {
         let listed = self.shared.listed.load();
         let named = |holders: &BTreeMap<Holder, u64>| {
             let named = holders.iter().map(|(h, weight)| (h.to_string(), *weight));
@@ -239,109 +233,6 @@ impl Sampler {
                 .map(|(pid, owner)| (*pid, owner.to_string()))
                 .collect(),
         }
-    }
-
-    fn open(&mut self) {
-        match Reader::open(&self.settings.libraries, self.settings.mig_activity) {
-            Ok(reader) => {
-                self.cuts.devices = Devices::default();
-                let gpus: Vec<GpuInfo> = reader.gpus().cloned().collect();
-                self.reader = Some(reader);
-                self.add(&gpus);
-                self.opened = Some(clock::monotonic_micros());
-                self.health.nvml(Ok(()));
-            }
-            Err(error) => {
-                let refused = match error {
-                    OpenError::Init(code) => Some(("nvmlInit", code)),
-                    OpenError::Devices(code) => Some(("nvmlDeviceGetHandleByIndex", code)),
-                    OpenError::Library(_) => None,
-                };
-                if let Some((call, code)) = refused {
-                    self.lost.look(false, &BTreeSet::from([code]));
-                    self.health.count(&CallError { call, code });
-                }
-                self.health.nvml(Err(error));
-            }
-        }
-    }
-
-    /// Meters these GPUs from now on.
-    fn add(&mut self, gpus: &[GpuInfo]) {
-        for error in self.reader.iter_mut().flat_map(|r| r.errors.drain(..)) {
-            self.health.count(&error);
-        }
-        for gpu in gpus {
-            tracing::info!(uuid = gpu.uuid, model = gpu.model, "metering");
-            let by_minor = &mut self.cuts.devices.by_minor;
-            by_minor.insert(gpu.minor, gpu.uuid.clone());
-            self.meter
-                .add_gpu(gpu.clone(), self.settings.idle_milliwatts);
-            self.devices_changed = true;
-        }
-    }
-
-    /// Looks for pods that came or went; true where something happened.
-    fn watch(&mut self, now: u64) -> bool {
-        let mut event = false;
-        if self.names.refresh(clock::wall_micros()) {
-            let present: HashSet<String> = self.names.uids().map(str::to_owned).collect();
-            for uid in present.difference(&self.pods) {
-                self.allocations.pod_appeared(uid, now);
-            }
-            for uid in self.pods.difference(&present) {
-                self.allocations.pod_vanished(uid, now);
-            }
-            self.pods = present;
-            event = true;
-        }
-        for uid in self.exited() {
-            self.allocations.pod_vanished(&uid, now);
-            event = true;
-        }
-        let listed = self.shared.listed.load_full();
-        // A list from before the GPUs were known may have left some of them out.
-        let complete = self.opened.is_some_and(|opened| listed.asked >= opened);
-        let news = listed.number != self.listed || self.devices_changed;
-        if news && complete && listed.number > 0 {
-            self.listed = listed.number;
-            self.devices_changed = false;
-            let (holders, unknown) = self.cuts.devices.holders(&listed.claims);
-            self.health.unknown_devices(unknown);
-            let names = &self.names;
-            let own = self.settings.own.as_ref().map(|own| own.uid.clone());
-            let uid = |namespace: &str, pod: &str| {
-                let named = || names.uid(namespace, pod).map(str::to_owned);
-                own.clone().or_else(named)
-            };
-            event |= self.allocations.observe(&holders, listed.asked, now, uid);
-        }
-        if self.allocations.is_dirty() {
-            self.shared.ask_kubelet.notify_one();
-        }
-        event
-    }
-
-    /// Pods of which no process that was seen lives any more.
-    fn exited(&mut self) -> Vec<String> {
-        let gone: Vec<u32> = self
-            .pids
-            .keys()
-            .copied()
-            .filter(|pid| !self.processes.alive(*pid))
-            .collect();
-        let mut exited = Vec::new();
-        for pid in gone {
-            if let Some(Owner::Pod(uid)) = self.pids.remove(&pid)
-                && !self
-                    .pids
-                    .values()
-                    .any(|owner| *owner == Owner::Pod(uid.clone()))
-            {
-                exited.push(uid);
-            }
-        }
-        exited
     }
 
     fn tick(&mut self, now: u64) {
@@ -387,81 +278,6 @@ impl Sampler {
         crash::point("published");
     }
 
-    /// In a sidecar, a GPU that is used anew or no more is a change of holders.
-    fn notice_use(&mut self, used: BTreeSet<String>, now: u64) {
-        let Some(own) = &self.settings.own else {
-            return;
-        };
-        if **self.shared.used.load() != used {
-            self.allocations.pod_appeared(&own.uid, now);
-            self.allocations.something_happened(now);
-            self.shared.used.store(Arc::new(used));
-        }
-    }
-
-    /// A look, whether the GPU answered, and whether processes are on it as far as is known.
-    fn look(
-        &mut self,
-        uuid: &str,
-        visible: bool,
-        now: u64,
-        codes: &mut BTreeSet<&'static str>,
-    ) -> (Look, bool, bool) {
-        let Some(reader) = &mut self.reader else {
-            return (Look::default(), false, false);
-        };
-        let wall = clock::wall_micros();
-        let since = samples_since(self.since.get(uuid).copied(), wall);
-        let reading = reader.read(uuid, since..=wall + AHEAD_US, now);
-        for error in &reading.errors {
-            self.health.count(error);
-            codes.insert(error.code);
-        }
-        let newest = reading.utilisation.iter().map(|(_, _, at)| *at).max();
-        self.since
-            .insert(uuid.to_owned(), newest.unwrap_or(since).max(since));
-        let mut activity: BTreeMap<Owner, u64> = BTreeMap::new();
-        let mut contexts = BTreeSet::new();
-        if visible {
-            for pid in &reading.processes {
-                if let Some(owner) = self.processes.owner(*pid, now) {
-                    if let Owner::Pod(uid) = &owner {
-                        self.allocations.pod_alive(uid);
-                    }
-                    contexts.insert(owner.clone());
-                    self.pids.insert(*pid, owner);
-                }
-            }
-            for (pid, percent, _) in &reading.utilisation {
-                if let Some(owner) = self.processes.owner(*pid, now) {
-                    *activity.entry(owner).or_default() += u64::from(*percent);
-                }
-            }
-        }
-        let (mig, anew) = self
-            .cuts
-            .look(uuid, &reading.cut, &mut self.processes, visible, now);
-        if anew {
-            // A GPU that is cut anew is a change of holders.
-            self.devices_changed = true;
-            self.allocations.something_happened(now);
-        }
-        let ok = reading.energy_millijoules.is_some() || reading.power_milliwatts.is_some();
-        let look = Look {
-            energy_millijoules: reading.energy_millijoules,
-            power_milliwatts: reading.power_milliwatts,
-            // What was not seen teaches nothing of idle power.
-            busy: reading.unseen || !reading.processes.is_empty(),
-            at_rest: reading.at_rest && !reading.unseen,
-            contexts,
-            activity,
-            mig,
-            mps: !reading.mps_clients.is_empty(),
-        };
-        let was = reading.unseen && self.shared.used.load().contains(uuid);
-        (look, ok, was || !reading.processes.is_empty())
-    }
-
     fn publish(&mut self, now: u64) {
         let listed = self.shared.listed.load();
         self.health
@@ -484,25 +300,5 @@ impl Sampler {
         let snapshot = NodeSnapshot::of(&self.meter, held, &self.settings, &self.health, now);
         self.shared.snapshot.store(Arc::new(snapshot));
         self.shared.looks.fetch_add(1, Ordering::AcqRel);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::samples_since;
-
-    #[test]
-    fn a_clock_that_was_stepped_back_makes_no_sample_wait() {
-        let second = 1_000_000;
-        assert_eq!(samples_since(None, 100 * second), 100 * second);
-        assert_eq!(samples_since(Some(99 * second), 100 * second), 99 * second);
-        assert_eq!(
-            samples_since(Some(101 * second), 100 * second),
-            101 * second
-        );
-        assert_eq!(
-            samples_since(Some(700 * second), 100 * second),
-            100 * second
-        );
     }
 }

@@ -1,0 +1,84 @@
+//! Pods that come and go, between the looks at the GPUs.
+
+use super::super::attribution::Owner;
+use super::Sampler;
+use crate::clock;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+impl Sampler {
+    /// Looks for pods that came or went; true where something happened.
+    pub(super) fn watch(&mut self, now: u64) -> bool {
+        let mut event = false;
+        if self.names.refresh(clock::wall_micros()) {
+            let present: HashSet<String> = self.names.uids().map(str::to_owned).collect();
+            for uid in present.difference(&self.pods) {
+                self.allocations.pod_appeared(uid, now);
+            }
+            for uid in self.pods.difference(&present) {
+                self.allocations.pod_vanished(uid, now);
+            }
+            self.pods = present;
+            event = true;
+        }
+        for uid in self.exited() {
+            self.allocations.pod_vanished(&uid, now);
+            event = true;
+        }
+        let listed = self.shared.listed.load_full();
+        // A list from before the GPUs were known may have left some of them out.
+        let complete = self.opened.is_some_and(|opened| listed.asked >= opened);
+        let news = listed.number != self.listed || self.devices_changed;
+        if news && complete && listed.number > 0 {
+            self.listed = listed.number;
+            self.devices_changed = false;
+            let (holders, unknown) = self.cuts.devices.holders(&listed.claims);
+            self.health.unknown_devices(unknown);
+            let names = &self.names;
+            let own = self.settings.own.as_ref().map(|own| own.uid.clone());
+            let uid = |namespace: &str, pod: &str| {
+                let named = || names.uid(namespace, pod).map(str::to_owned);
+                own.clone().or_else(named)
+            };
+            event |= self.allocations.observe(&holders, listed.asked, now, uid);
+        }
+        if self.allocations.is_dirty() {
+            self.shared.ask_kubelet.notify_one();
+        }
+        event
+    }
+
+    /// Pods of which no process that was seen lives any more.
+    pub(super) fn exited(&mut self) -> Vec<String> {
+        let gone: Vec<u32> = self
+            .pids
+            .keys()
+            .copied()
+            .filter(|pid| !self.processes.alive(*pid))
+            .collect();
+        let mut exited = Vec::new();
+        for pid in gone {
+            if let Some(Owner::Pod(uid)) = self.pids.remove(&pid)
+                && !self
+                    .pids
+                    .values()
+                    .any(|owner| *owner == Owner::Pod(uid.clone()))
+            {
+                exited.push(uid);
+            }
+        }
+        exited
+    }
+
+    /// In a sidecar, a GPU that is used anew or no more is a change of holders.
+    pub(super) fn notice_use(&mut self, used: BTreeSet<String>, now: u64) {
+        let Some(own) = &self.settings.own else {
+            return;
+        };
+        if **self.shared.used.load() != used {
+            self.allocations.pod_appeared(&own.uid, now);
+            self.allocations.something_happened(now);
+            self.shared.used.store(Arc::new(used));
+        }
+    }
+}
