@@ -119,6 +119,10 @@ async fn scrape(context: Arc<Context>, stop: Stop) {
             continue;
         }
         let Some(tls) = context.ledger_tls.load_full() else {
+            for exporter in context.caches.exporters.all() {
+                let node = vec![("node", exporter.node.clone())];
+                context.tallies.count(&c::EXPORTER_ERRORS, node);
+            }
             continue;
         };
         pages.forget_nodes(&context.caches.world.nodes.all());

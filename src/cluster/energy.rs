@@ -30,6 +30,8 @@ pub(super) enum ScrapeError {
     Fetch(#[from] FetchError),
     #[error("the exporter's page is not what it should be")]
     Page(#[from] serde_json::Error),
+    #[error("the exporter says that it is on {0:?}")]
+    Another(String),
     #[error("the exporter did not answer in 3 s")]
     Late,
     #[error("{0:?} is no address")]
@@ -57,6 +59,10 @@ impl Pages {
         let mut failed = Vec::new();
         while let Some(answer) = asked.join_next().await {
             match answer {
+                // What a node says of others' pods is not for it to say.
+                Ok((node, Ok(page))) if page.node != node => {
+                    failed.push((node, ScrapeError::Another(page.node)));
+                }
                 Ok((node, Ok(page))) => {
                     self.pages
                         .insert(node, (Arc::new(page), clock::monotonic_micros()));

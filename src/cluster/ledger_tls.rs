@@ -6,7 +6,6 @@ use super::context::{Context, Failure};
 use super::pki::{MakeError, Pair, authority, leaf};
 use super::secrets::{self, Kept, text};
 use crate::contract::{CONTROLLER_TLS_SECRET, EXPORTER_NAME, EXPORTER_TLS_SECRET};
-use crate::serve::tls::client_config;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use rcgen::ExtendedKeyUsagePurpose;
@@ -33,15 +32,27 @@ pub(super) async fn ensure(context: &Context) -> Result<(), Failure> {
     let Some(own) = own else {
         return Err(Failure::NotFound);
     };
+    take_up(context, &own)?;
     let theirs = context.call(api.get_opt(EXPORTER_TLS_SECRET)).await?;
     let fits = |secret: &Secret| {
         secrets::is_good(secret, &hosts(), now) && text(secret, "ca.crt") == text(&own, "ca.crt")
     };
     if !theirs.as_ref().is_some_and(fits) {
-        let authority = signer(&own).ok_or(Failure::NotFound)?;
-        let usage = ExtendedKeyUsagePurpose::ServerAuth;
-        let pair = leaf(&authority, EXPORTER_NAME, &hosts(), usage, now, LEAF_DAYS);
-        let pair = pair.map_err(invalid)?;
+        let signed = |authority: &Pair| {
+            let usage = ExtendedKeyUsagePurpose::ServerAuth;
+            leaf(authority, EXPORTER_NAME, &hosts(), usage, now, LEAF_DAYS)
+        };
+        let Some((authority, pair)) = signer(&own)
+            .and_then(|authority| signed(&authority).ok().map(|pair| (authority, pair)))
+        else {
+            // An authority whose key is gone signs nothing more: another takes its place.
+            tracing::warn!("the ledger's authority cannot sign any more; it is made anew");
+            let mut keyless = own;
+            if let Some(data) = &mut keyless.data {
+                data.remove(AUTHORITY_KEY);
+            }
+            return renew(context, Some(keyless), now).await;
+        };
         let kept = Kept {
             name: EXPORTER_TLS_SECRET,
             authority: &authority.certificate,
@@ -51,7 +62,7 @@ pub(super) async fn ensure(context: &Context) -> Result<(), Failure> {
         };
         secrets::write(context, theirs, kept).await?;
     }
-    take_up(context, &own)
+    Ok(())
 }
 
 fn hosts() -> [String; 1] {
@@ -77,13 +88,26 @@ async fn renew(context: &Context, found: Option<Secret>, now: Timestamp) -> Resu
         let left = pair.expires.as_second() - now.as_second();
         left > LEAF_DAYS * 86_400 && !pair.key.is_empty()
     };
-    let authority = match found.as_ref().and_then(signer).filter(lasts) {
-        Some(authority) => authority,
-        None => authority("jouleward ledger CA", now, AUTHORITY_DAYS).map_err(invalid)?,
+    let signed = |authority: Pair| {
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        let pair = leaf(
+            &authority,
+            "jouleward-controller",
+            &[],
+            usage,
+            now,
+            LEAF_DAYS,
+        )?;
+        Ok((authority, pair))
     };
-    let usage = ExtendedKeyUsagePurpose::ClientAuth;
-    let name = "jouleward-controller";
-    let pair = leaf(&authority, name, &[], usage, now, LEAF_DAYS).map_err(invalid)?;
+    let known = found.as_ref().and_then(signer).filter(lasts);
+    let known = known.and_then(|authority| signed(authority).ok());
+    let (authority, pair) = match known {
+        Some(known) => known,
+        None => authority("jouleward ledger CA", now, AUTHORITY_DAYS)
+            .and_then(signed)
+            .map_err(invalid)?,
+    };
     let expires = authority.expires.to_string();
     let kept = Kept {
         name: CONTROLLER_TLS_SECRET,
@@ -105,10 +129,7 @@ fn take_up(context: &Context, own: &Secret) -> Result<(), Failure> {
     if known.as_ref().is_some_and(|known| known.0 == version) {
         return Ok(());
     }
-    let [authority, certificate, key] =
-        ["ca.crt", "tls.crt", "tls.key"].map(|file| text(own, file));
-    let config = client_config(authority.as_bytes(), certificate.as_bytes(), key.as_bytes());
-    let config = config.map_err(|error| Failure::Invalid(error.to_string()))?;
+    let config = secrets::config(own).map_err(|error| Failure::Invalid(error.to_string()))?;
     context
         .ledger_tls
         .store(Some(Arc::new((version, Arc::new(config)))));

@@ -65,13 +65,13 @@ pub(super) fn leaf(
     })
 }
 
-/// From an hour ago, for clocks that differ.
+/// From a day ago, for clocks that differ.
 fn dates(
     params: &mut CertificateParams,
     now: Timestamp,
     days: i64,
 ) -> Result<Timestamp, MakeError> {
-    let from = now.checked_sub(1.hour()).map_err(|_| MakeError::Dates)?;
+    let from = now.checked_sub(24.hours()).map_err(|_| MakeError::Dates)?;
     let until = now
         .checked_add((24 * days).hours())
         .map_err(|_| MakeError::Dates)?;

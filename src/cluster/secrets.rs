@@ -2,14 +2,18 @@
 
 use super::context::{Context, Failure};
 use super::pki::Pair;
+use crate::serve::tls::{CertificateError, client_config};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ObjectMeta, PostParams};
+use rustls::ClientConfig;
 use std::collections::BTreeMap;
 
 /// Certificates are renewed when less than this is left of their year.
 const RENEW_SECONDS: i64 = 120 * 86_400;
+/// A year, and a day for clocks that differ.
+const LONGEST_SECONDS: i64 = 366 * 86_400;
 const EXPIRES: &str = "jouleward.dev/expires";
 const HOSTS: &str = "jouleward.dev/hosts";
 
@@ -42,9 +46,18 @@ pub(super) fn expires(secret: &Secret) -> Option<Timestamp> {
 /// True where the leaf is for these hosts and need not be renewed yet.
 pub(super) fn is_good(secret: &Secret, hosts: &[String], now: Timestamp) -> bool {
     let left = expires(secret).map_or(0, |at| at.as_second() - now.as_second());
-    left > RENEW_SECONDS
+    // One that lasts too long was made by a clock that ran ahead, and is not valid yet.
+    (RENEW_SECONDS..=LONGEST_SECONDS).contains(&left)
         && note(secret, HOSTS) == Some(hosts.join(",").as_str())
-        && !text(secret, "tls.crt").is_empty()
+        && config(secret).is_ok()
+}
+
+/// A client with what a Secret keeps: that certificate and key are one pair, and there is an
+/// authority.
+pub(super) fn config(secret: &Secret) -> Result<ClientConfig, CertificateError> {
+    let [authority, certificate, key] =
+        ["ca.crt", "tls.crt", "tls.key"].map(|file| text(secret, file));
+    client_config(authority.as_bytes(), certificate.as_bytes(), key.as_bytes())
 }
 
 fn note<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
@@ -65,6 +78,8 @@ pub(super) async fn write(
     ];
     let data = files.into_iter().chain(kept.besides);
     let data = data.map(|(key, text)| (key.to_owned(), ByteString(text.as_bytes().to_vec())));
+    // The type of one that somebody else made cannot be changed.
+    let kind = found.as_ref().and_then(|secret| secret.type_.clone());
     let secret = Secret {
         metadata: ObjectMeta {
             name: Some(kept.name.to_owned()),
@@ -75,7 +90,7 @@ pub(super) async fn write(
             resource_version: found.and_then(|secret| secret.metadata.resource_version),
             ..ObjectMeta::default()
         },
-        type_: Some("kubernetes.io/tls".to_owned()),
+        type_: kind.or_else(|| Some("kubernetes.io/tls".to_owned())),
         data: Some(data.collect()),
         ..Secret::default()
     };

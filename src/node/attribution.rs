@@ -264,7 +264,8 @@ fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
     for (owner, weight) in window.activity.iter().filter(|(_, weight)| **weight > 0) {
         *payers.entry(window.payer(owner)).or_default() += *weight;
     }
-    let quality = if window.holders.len() <= 1 && payers.len() <= 1 {
+    let pods: BTreeSet<&str> = window.holders.keys().map(|h| h.uid.as_str()).collect();
+    let quality = if pods.len() <= 1 && payers.len() <= 1 {
         Quality::Exact
     } else if window.mps && payers.len() < 2 && !window.contexts.is_empty() {
         // Clients of MPS run together, and a sample names one of them: credit would go to
@@ -289,7 +290,8 @@ fn active_payers(window: &Window) -> (BTreeMap<Payer, u64>, Quality) {
             // Someone may have come and gone.
             [] if window.unwatched => BTreeMap::from([(Payer::Reason(Unattributed::Gap), 1)]),
             [] => BTreeMap::from([(Payer::Reason(Unattributed::Unallocated), 1)]),
-            [only] => BTreeMap::from([(Payer::Holder(only.clone()), 1)]),
+            // Containers of one pod that share its claim work for that pod.
+            [..] if pods.len() == 1 => holding(window.holders.iter()),
             _ => BTreeMap::from([(Payer::Reason(Unattributed::UnknownHolder), 1)]),
         };
     }
@@ -384,6 +386,28 @@ mod tests {
             .pods
             .get(&holder(name))
             .map_or((0, 0), |(active, idle)| (active.0, idle.0))
+    }
+
+    #[test]
+    fn containers_of_one_pod_that_share_its_claim_are_one_pod() {
+        let of = |container: &str| Holder {
+            container: container.into(),
+            ..holder("a")
+        };
+        let window = Window {
+            energy: Microjoules(300_000_000),
+            micros: 1_000_000,
+            idle_milliwatts: 100_000,
+            holders: BTreeMap::from([(of("main"), 1), (of("sidecar"), 1)]),
+            ..Window::default()
+        };
+        let split = split(&window);
+        assert!(split.unattributed.is_empty(), "{split:?}");
+        assert_eq!(split.quality, Quality::Exact);
+        for container in ["main", "sidecar"] {
+            let (active, idle) = split.pods[&of(container)];
+            assert_eq!((active.0, idle.0), (100_000_000, 50_000_000));
+        }
     }
 
     #[test]

@@ -64,10 +64,15 @@ impl Cuts {
 
     /// Takes note of a board's instances; true where they are others than before.
     fn rename(&mut self, uuid: &str, found: &[InstanceReading]) -> bool {
-        let part = |i: &InstanceReading| Part {
-            gpu: uuid.to_owned(),
-            number: i.number,
-            slices: i.slices,
+        let instances = &self.devices.instances;
+        let part = |i: &InstanceReading| {
+            // What a failed call leaves open is as it was.
+            let known = instances.get(&i.uuid);
+            Part {
+                gpu: uuid.to_owned(),
+                number: i.number.or(known.and_then(|known| known.number)),
+                slices: i.slices.or(known.and_then(|known| known.slices)),
+            }
         };
         let after: BTreeMap<String, Part> =
             found.iter().map(|i| (i.uuid.clone(), part(i))).collect();

@@ -118,7 +118,7 @@ impl Devices {
     }
 
     /// GPU and MIG instance of a device plugin's `GPU-uuid` and `MIG-uuid`, either with
-    /// `::replica`; of GKE's `nvidia0`, `nvidia0/vgpu3`, `nvidia0/gi3`; of the DRA driver's
+    /// `::replica`; of GKE's `nvidia0`, `nvidia0/vgpu3`, `nvidia0/gi3`, `nvidia0/gi3/vgpu1`; of the DRA driver's
     /// `gpu-0`, `gpu-0-mig-1g10gb-19-0`.
     fn find(&self, id: &str) -> Option<(String, Option<String>)> {
         let device = id.split("::").next().unwrap_or(id);
@@ -137,7 +137,8 @@ impl Devices {
         match part.strip_prefix("gi") {
             None => Some((gpu.to_owned(), None)),
             Some(number) => {
-                let number = number.parse().ok()?;
+                // Shared in time: nvidia0/gi3/vgpu1.
+                let number = number.split('/').next()?.parse().ok()?;
                 self.only(gpu, |part| part.number == Some(number))
             }
         }
@@ -237,7 +238,12 @@ mod tests {
                 plugged("nvidia.com/gpu.shared", &ids),
                 plugged(
                     "nvidia.com/gpu",
-                    &["nvidia4/gi7", "nvidia4/gi9", "nvidia3/vgpu2"],
+                    &[
+                        "nvidia4/gi7",
+                        "nvidia4/gi8/vgpu1",
+                        "nvidia4/gi9",
+                        "nvidia3/vgpu2",
+                    ],
                 ),
                 plugged("example.com/fpga", &["GPU-1"]),
             ],
@@ -248,7 +254,10 @@ mod tests {
         assert_eq!(weights("GPU-1"), [2]);
         assert_eq!(weights("GPU-3"), [2]);
         let held = holders["GPU-4"].keys().map(|h| h.instance.as_deref());
-        assert_eq!(held.collect::<Vec<_>>(), [Some("MIG-5"), Some("MIG-7")]);
+        assert_eq!(
+            held.collect::<Vec<_>>(),
+            [Some("MIG-5"), Some("MIG-7"), Some("MIG-8")]
+        );
         assert_eq!(unknown, 2, "instances that are not there");
     }
 

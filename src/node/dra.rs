@@ -15,6 +15,9 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// ResourceSlices are read at most this often, and after an error nothing sooner.
 const PAUSE_US: u64 = 10_000_000;
 
+/// ResourceSlices are read anew after so long while claims are used.
+const SLICES_US: u64 = 300_000_000;
+
 /// A device: its pool and its name.
 type Device = (String, String);
 
@@ -28,6 +31,8 @@ pub(super) struct Dra {
     uuids: HashMap<Device, String>,
     /// µs, monotonic: not before.
     slices_again: u64,
+    /// µs, monotonic: until when the UUIDs are taken for those that there are.
+    slices_until: u64,
     again: u64,
     state: DraState,
 }
@@ -50,6 +55,7 @@ impl Dra {
             claims: HashMap::new(),
             uuids: HashMap::new(),
             slices_again: 0,
+            slices_until: 0,
             again: 0,
             state: DraState::default(),
         }
@@ -66,6 +72,9 @@ impl Dra {
         let names: BTreeSet<String> = claims.iter().filter_map(named).collect();
         // A claim of the same name may be another's by the time it is listed again.
         self.claims.retain(|name, _| names.contains(name));
+        if names.is_empty() {
+            self.state.trouble = None;
+        }
         let now = clock::monotonic_micros();
         if !names.is_empty() && now >= self.again {
             let learning = self.learn(&names, &claims, now);
@@ -104,6 +113,7 @@ impl Dra {
             Some(kinds) => kinds.clone(),
             None => self.kinds.insert(kinds(&self.client).await?).clone(),
         };
+        let mut failed = None;
         for name in names {
             if self.claims.contains_key(name) {
                 continue;
@@ -111,20 +121,33 @@ impl Dra {
             let (namespace, claim) = name.split_once('/').unwrap_or(("", name));
             let api: Api<DynamicObject> =
                 Api::namespaced_with(self.client.clone(), namespace, &claim_kind);
-            let found = api.get_opt(claim).await?;
-            let administered = found.map(|claim| administered(&claim.data));
-            self.claims
-                .insert(name.clone(), administered.unwrap_or_default());
+            match api.get_opt(claim).await {
+                Ok(found) => {
+                    let administered = found.map(|claim| administered(&claim.data));
+                    self.claims
+                        .insert(name.clone(), administered.unwrap_or_default());
+                    // Its device may bear the name of one that is no more.
+                    self.slices_until = 0;
+                }
+                // The others may be told all the same.
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
         let unknown = |claim: &Claim| device(claim).is_some_and(|d| !self.uuids.contains_key(&d));
-        if claims.iter().any(unknown) && now >= self.slices_again {
+        let wanted = now >= self.slices_until || claims.iter().any(unknown);
+        if wanted && now >= self.slices_again {
             self.slices_again = now + PAUSE_US;
+            self.slices_until = now + SLICES_US;
             let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &slice_kind);
             let selector = format!("spec.nodeName={},spec.driver={DRA_DRIVER}", self.node);
-            let slices = api.list(&ListParams::default().fields(&selector)).await?;
-            self.uuids = slices.iter().flat_map(|slice| uuids(&slice.data)).collect();
+            match api.list(&ListParams::default().fields(&selector)).await {
+                Ok(slices) => {
+                    self.uuids = slices.iter().flat_map(|slice| uuids(&slice.data)).collect();
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     fn administers(&self, claim: &Claim) -> bool {

@@ -40,5 +40,19 @@ pub(super) fn held(allocations: &Allocations, cuts: &Cuts) -> Vec<Held> {
             });
         }
     }
-    all
+    // One container's hold by two claims, or of two parts of one instance, is one.
+    let mut merged: Vec<Held> = Vec::new();
+    for held in all {
+        let same = |known: &&mut Held| {
+            let (a, b) = (&known.tenure.holder, &held.tenure.holder);
+            known.gpu == held.gpu
+                && known.gpu_instance == held.gpu_instance
+                && (&a.uid, &a.container, &a.claim) == (&b.uid, &b.container, &b.claim)
+        };
+        match merged.iter_mut().find(same) {
+            Some(known) => known.ratio += held.ratio,
+            None => merged.push(held),
+        }
+    }
+    merged
 }

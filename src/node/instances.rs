@@ -12,6 +12,9 @@ use std::collections::HashMap;
 /// Two samples must lie this far apart, by NVIDIA's word.
 const SAMPLED_US: u64 = 100_000;
 
+/// A sample this old is of an instance that is no more.
+const FORGOTTEN_US: u64 = 60_000_000;
+
 /// How MIG has cut a board.
 #[derive(Debug, Clone, Default)]
 pub enum Cut {
@@ -121,6 +124,10 @@ impl Instances {
                 processes: processes(&handle, errors).0,
             });
         }
+        if let Some(samples) = &mut self.samples {
+            // Of instances that are no more: no look at one of these is longer ago.
+            samples.retain(|_, (at, _)| now.saturating_sub(*at) < FORGOTTEN_US);
+        }
         Some((slots, found))
     }
 
@@ -151,16 +158,14 @@ impl Instances {
                 return Activity::Untold;
             }
         };
-        let told = match samples.insert(uuid.to_owned(), (now, sample)) {
-            None => None,
-            Some((_, before)) => {
-                let now = &samples[uuid].1;
-                let metrics = gpm_metrics_get(self.nvml, &before, now, &[GpmMetricId::SmUtil]);
-                let metrics = keep(metrics, "nvmlGpmMetricsGet", errors);
-                metrics.and_then(|mut metrics| metrics.pop()?.ok())
-            }
+        let Some((_, before)) = samples.insert(uuid.to_owned(), (now, sample)) else {
+            return Activity::TooSoon;
         };
-        told.map_or(Activity::TooSoon, |metric| permille(metric.value))
+        let sample = &samples[uuid].1;
+        let metrics = gpm_metrics_get(self.nvml, &before, sample, &[GpmMetricId::SmUtil]);
+        let told = metrics.and_then(|mut metrics| metrics.pop().unwrap_or(Err(NvmlError::NoData)));
+        keep(told, "nvmlGpmMetricsGet", errors)
+            .map_or(Activity::Untold, |metric| permille(metric.value))
     }
 }
 

@@ -13,6 +13,8 @@ const LOOKS: u32 = 3;
 /// How often in a row all devices failed, and how.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Lost {
+    /// Any device has answered this process: one that never had any has lost none.
+    had: bool,
     stale: bool,
     unknown: u32,
 }
@@ -22,7 +24,12 @@ impl Lost {
     /// the codes of calls that failed.
     pub(super) fn look(&mut self, answered: bool, codes: &BTreeSet<&'static str>) {
         if answered {
-            *self = Self::default();
+            *self = Self {
+                had: true,
+                ..Self::default()
+            };
+        } else if !self.had {
+            // Another process would find the same.
         } else if codes.contains(STALE) {
             self.stale = true;
         } else if codes.len() == 1 && codes.contains(UNKNOWN) {
@@ -47,7 +54,10 @@ mod tests {
     use super::*;
 
     fn after(looks: &[(bool, &[&'static str])]) -> bool {
-        let mut lost = Lost::default();
+        let mut lost = Lost {
+            had: true,
+            ..Lost::default()
+        };
         for (answered, codes) in looks {
             lost.look(*answered, &codes.iter().copied().collect());
         }
@@ -63,5 +73,8 @@ mod tests {
         assert!(!after(&[unknown, unknown, (true, &[]), unknown]));
         let away: (bool, &[&str]) = (false, &["gpu_is_lost"]);
         assert!(!after(&[away; 9]), "it may come back");
+        let mut new = Lost::default();
+        new.look(false, &BTreeSet::from([STALE]));
+        assert_eq!(new.for_good(), None, "it never had any");
     }
 }

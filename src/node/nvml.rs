@@ -5,6 +5,7 @@
 
 use super::instances::Instances;
 pub use super::instances::{Cut, InstanceReading};
+use super::raw;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvml_wrapper::{Device, Nvml};
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// Where drivers and operators put the library.
 pub const LIBRARY_PATHS: [&str; 4] = [
@@ -125,12 +127,23 @@ impl Reader {
     pub fn open(libraries: &[PathBuf], activity: bool) -> Result<Self, OpenError> {
         let mut last = OpenError::Library("no path given".to_owned());
         for path in libraries {
+            if let Some(nvml) = loaded(path) {
+                // Its state is from before: only a new start gives it the driver's of now.
+                match raw::restart(nvml) {
+                    Ok(()) => return Self::stock(nvml, activity),
+                    Err(error) => last = OpenError::Init(code(&error)),
+                }
+                continue;
+            }
             let name = OsString::from(path);
             match Nvml::builder().lib_path(&name).init() {
-                // Leaked on purpose, once a successful start: the devices borrow it for as
-                // long as the process lives, and its Drop panics where nvmlShutdown is
-                // not exported.
-                Ok(nvml) => return Self::stock(Box::leak(Box::new(nvml)), activity),
+                Ok(nvml) => {
+                    let nvml: &'static Nvml = Box::leak(Box::new(nvml));
+                    keep_loaded(path, nvml);
+                    return Self::stock(nvml, activity);
+                }
+                // A refusal of one that is there says more than that others are not.
+                Err(NvmlError::LibloadingError(_)) if matches!(last, OpenError::Init(_)) => {}
                 Err(NvmlError::LibloadingError(error)) => {
                     last = OpenError::Library(format!("{}: {error}", path.display()));
                 }
@@ -260,6 +273,21 @@ impl Reader {
     }
 }
 
+/// Libraries that were started once. Leaked on purpose: devices borrow them for as long as the
+/// process lives, and their Drop panics where nvmlShutdown is not exported.
+static LOADED: Mutex<Vec<(PathBuf, &'static Nvml)>> = Mutex::new(Vec::new());
+
+fn loaded(path: &Path) -> Option<&'static Nvml> {
+    let all = LOADED.lock().ok()?;
+    all.iter().find(|(at, _)| at == path).map(|(_, nvml)| *nvml)
+}
+
+fn keep_loaded(path: &Path, nvml: &'static Nvml) {
+    if let Ok(mut all) = LOADED.lock() {
+        all.push((path.to_owned(), nvml));
+    }
+}
+
 /// The wrapper asks for a list's length, then for the list: where one came in between, it is
 /// asked again.
 pub(super) fn again<T>(call: impl Fn() -> Result<T, NvmlError>) -> Result<T, NvmlError> {
@@ -338,6 +366,7 @@ fn code(error: &NvmlError) -> &'static str {
         NvmlError::InsufficientSize(_) => "insufficient_size",
         NvmlError::InsufficientMemory => "insufficient_memory",
         NvmlError::UnexpectedVariant(_) => "unexpected_variant",
-        _ => "unknown",
+        NvmlError::Unknown => "unknown",
+        _ => "other",
     }
 }

@@ -5,8 +5,8 @@ use super::tls::{Certificate, CertificateError, authorities};
 use arc_swap::ArcSwapOption;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{CertificateError as Unbelieved, DigitallySignedStruct, DistinguishedName};
 use rustls::{Error, ServerConfig, SignatureScheme};
 use std::path::PathBuf;
@@ -48,9 +48,12 @@ impl Mounted {
 
     /// A configuration for one authority's clients alone, from the files as they are by then.
     pub fn server_config(&self) -> Arc<ServerConfig> {
-        let config = ServerConfig::builder()
+        let mut config = ServerConfig::builder()
             .with_client_cert_verifier(self.clients.clone())
             .with_cert_resolver(self.certificate.clone());
+        // A session that is resumed asks for no certificate: it would outlive its authority.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Arc::new(config)
     }
 

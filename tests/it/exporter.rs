@@ -98,6 +98,8 @@ pub(crate) fn start_in(
         built("libnvml_sim.so").unwrap()
     });
     command.arg(format!("--nvml-library={}", library.display()));
+    // Of the paths that are tried, most are on other machines.
+    command.arg("--nvml-library=/no/such/libnvidia-ml.so.1");
     command.env_remove("KUBECONFIG");
     command.envs(env.iter().copied());
     command.env("NVML_SIM_SCENARIO", folder.join("scenario.json"));

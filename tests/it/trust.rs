@@ -1,5 +1,5 @@
-//! The exact ledger goes from the exporters to the controller and to nobody else, and the
-//! controller believes no other exporter.
+//! The ledger that is charged goes from the exporters to the controller over a port that
+//! answers nobody else, and the controller believes no other exporter.
 
 use crate::support::{Shared, alone, on_plane, runtime};
 use anyhow::{Context, ensure};
@@ -13,7 +13,7 @@ use jouleward::serve::shutdown;
 use jouleward::serve::tls::{Certificate, client_config, server_config};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
 use std::net::SocketAddr;
@@ -50,7 +50,7 @@ async fn page(ledger: SocketAddr, config: Arc<ClientConfig>) -> Result<LedgerPag
 }
 
 #[test]
-fn the_ledger_is_told_to_nobody_but_the_controller() {
+fn the_ledgers_port_answers_nobody_but_the_controller() {
     on_plane(|shared| async move {
         let own = secrets(shared).get(CONTROLLER_TLS_SECRET).await?;
         let theirs = secrets(shared).get(EXPORTER_TLS_SECRET).await?;
@@ -122,6 +122,41 @@ fn an_exporter_that_took_the_name_is_not_believed() {
             matches!(told, Err(FetchError::Tls(..))),
             "it was believed: {told:?}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_leaf_that_is_due_or_damaged_is_renewed_by_the_same_authority() {
+    alone(|shared| async move {
+        let before = secrets(shared).get(CONTROLLER_TLS_SECRET).await?;
+        let earlier = client(&before)?;
+        let due = json!({ "metadata": { "annotations": {
+            "jouleward.dev/expires": "2001-01-01T00:00:00Z" } } });
+        let damaged = json!({ "data": { "tls.key": "bm8ga2V5" } });
+        for (name, patch) in [(CONTROLLER_TLS_SECRET, due), (EXPORTER_TLS_SECRET, damaged)] {
+            let found = secrets(shared).get(name).await?;
+            let params = PatchParams::default();
+            secrets(shared)
+                .patch(name, &params, &Patch::Merge(patch))
+                .await?;
+            let renewed = || async {
+                let now = secrets(shared).get(name).await?;
+                ensure!(
+                    file(&now, "ca.crt") == file(&before, "ca.crt"),
+                    "the authority"
+                );
+                Ok((file(&now, "tls.crt") != file(&found, "tls.crt")).then_some(()))
+            };
+            eventually("it is renewed", SOON, renewed)
+                .await
+                .context(name)?;
+        }
+        for ledger in ledgers(shared)? {
+            page(ledger, earlier.clone())
+                .await
+                .context("who has the leaf of before is believed until it ends")?;
+        }
         Ok(())
     });
 }
