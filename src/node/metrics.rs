@@ -383,6 +383,8 @@ impl NodeSnapshot {
     fn held_families(&self) -> (Family, Family) {
         let mut allocation = Family::new(c::ALLOCATION);
         let mut claims = Family::new(c::CLAIM_INFO);
+        // One container may hold by two claims: its ratio is their sum.
+        let mut ratios: BTreeMap<Labels, f64> = BTreeMap::new();
         for held in &self.held {
             let holder = &held.tenure.holder;
             let instance = held.gpu_instance.map(|number| number.to_string());
@@ -401,13 +403,16 @@ impl NodeSnapshot {
                 "device-plugin"
             };
             allocated.push(("source", source.to_owned()));
-            allocation.add(allocated, held.ratio);
+            *ratios.entry(allocated).or_default() += held.ratio;
             if let Some((namespace, name)) = holder.claim.as_ref().and_then(|c| c.split_once('/')) {
                 let mut labels = labels;
                 labels.push(("claim_namespace", namespace.to_owned()));
                 labels.push(("claim", name.to_owned()));
                 claims.add(labels, 1.0);
             }
+        }
+        for (labels, ratio) in ratios {
+            allocation.add(labels, ratio);
         }
         (allocation, claims)
     }

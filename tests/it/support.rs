@@ -1,6 +1,7 @@
 //! One control plane and one Jouleward for all tests, namespaces apart.
 
 use harness::{NodeOptions, Process, Stack};
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
@@ -135,7 +136,22 @@ impl Shared {
         }
         self.stack.ready(10, 9403).await?;
         self.stack.ready(20, 9404).await?;
-        self.leader().await
+        self.leader().await?;
+        self.trusted().await
+    }
+
+    /// Waits until the API server is told whom to believe at the webhook: one that was applied
+    /// anew is not asked before, and jobs pass.
+    async fn trusted(&self) -> anyhow::Result<()> {
+        let webhooks: Api<MutatingWebhookConfiguration> = Api::all(self.stack.client.clone());
+        let patience = std::time::Duration::from_secs(30);
+        harness::eventually("the webhook is believed", patience, || async {
+            let found = webhooks.get("jouleward").await?;
+            let mut all = found.webhooks.iter().flatten();
+            let believed = all.all(|webhook| webhook.client_config.ca_bundle.is_some());
+            Ok(believed.then_some(()))
+        })
+        .await
     }
 
     /// Waits until one of these holds the lease, and the webhook knows that someone does.
