@@ -1,7 +1,7 @@
 //! Refit of one observation.
 
 use jouleward::law::{
-    Catalogue, Features, Form, Gpu, Joules, Law, Observation, Precision, Workload, count,
+    Basis, Catalogue, Form, Gpu, Joules, Law, Observation, Precision, Workload, fit,
 };
 use std::time::Instant;
 
@@ -14,30 +14,30 @@ pub(crate) fn run() {
         .map(|n: usize| {
             let model = catalogue.get(&names[n % names.len()]).unwrap();
             let workload = Workload {
-                model: model.name.clone(),
                 width: 512 + 64 * u32::try_from(n % 9).unwrap(),
                 height: 512,
                 steps: 20,
-                guidance_scale: 7.5,
-                true_cfg_scale: 1.0,
                 precision: if n.is_multiple_of(7) {
                     Precision::Fp32
                 } else {
                     Precision::Fp16
                 },
                 images: 4,
-                batch: 1,
-                assumed: vec![],
+                ..Workload::of(model)
             };
-            let features = Features::of_job(&workload, &count(model, &workload), 1, 1);
+            let (_, features) = catalogue.job(&workload, 1, 1).unwrap();
             let energy = Joules(
                 100.0 + 20.0 * features.calls + 4.0 * features.images * features.flops.tera(),
             );
-            Observation { features, energy }
+            Observation {
+                features,
+                energy,
+                basis: Basis::Gross,
+            }
         })
         .collect();
     let mut law = Law::prior(
-        Form::Additive,
+        Form::default(),
         &Gpu::parse("NVIDIA-A100-SXM4-40GB").unwrap(),
     );
     let start = Instant::now();
@@ -49,5 +49,27 @@ pub(crate) fn run() {
         "law: refit of one observation {:.1} µs ({} parameters; goal ≤ 20)",
         each.as_secs_f64() * 1e6,
         law.parameters().count()
+    );
+    let many: Vec<Observation> = (0..100_000).map(|n| runs[n % runs.len()].clone()).collect();
+    let start = Instant::now();
+    let fitted = fit(Form::default(), &Gpu::unmeasured(), &many).unwrap();
+    println!(
+        "law: fit of {} observations {:.2} s (goal ≤ 2)",
+        fitted.observations,
+        start.elapsed().as_secs_f64()
+    );
+    let start = Instant::now();
+    let mut sum = 0.0;
+    for n in 0..RUNS {
+        sum += law
+            .predict(&runs[n as usize % runs.len()].features)
+            .median
+            .0;
+    }
+    println!(
+        "law: prediction {:.2} µs (goal ≤ 5), state {} bytes (goal ≤ 4096), {:.0} J in all",
+        start.elapsed().as_secs_f64() * 1e6 / f64::from(RUNS),
+        law.save().len(),
+        sum
     );
 }

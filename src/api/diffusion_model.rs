@@ -1,10 +1,15 @@
 //! `DiffusionModel`: what a company's own model costs in FLOPs.
 
 use super::{Condition, InvalidSpec};
-use crate::law::{Catalogue, Cfg, Denoiser, Flops, Model, Polynomial};
+use crate::law::network::Polynomial;
+use crate::law::{
+    Catalogue, CatalogueFile, Component, DefaultsEntry, Entry, Guidance, Model, Negative, Runs,
+    Scale,
+};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// A model's cost in FLOPs, as formula parameters. 1 MAC = 2 FLOPs.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,7 +57,7 @@ pub struct DiffusionModelSpec {
     pub decoder_megaflops_per_token: i64,
     /// How classifier-free guidance runs. Default Batched.
     #[serde(default = "batched")]
-    pub guidance: Cfg,
+    pub guidance: Runs,
     /// Side of the picture in px where the author says nothing. Default 1024.
     #[serde(default = "side")]
     #[schemars(range(min = 64, max = 8192))]
@@ -67,8 +72,8 @@ fn vae() -> i64 {
     2422
 }
 
-fn batched() -> Cfg {
-    Cfg::Batched
+fn batched() -> Runs {
+    Runs::Batched
 }
 
 fn side() -> i64 {
@@ -79,10 +84,10 @@ fn steps() -> i64 {
     28
 }
 
-/// One of three shapes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+/// One of four shapes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("(has(self.mmdit) ? 1 : 0) + (has(self.dit) ? 1 : 0) + (has(self.counted) ? 1 : 0) == 1").message("set exactly one of mmdit, dit or counted, for example mmdit: {blocks: 57, width: 3072, textTokens: 512}"))]
+#[x_kube(validation = Rule::new("(has(self.mmdit) ? 1 : 0) + (has(self.dit) ? 1 : 0) + (has(self.counted) ? 1 : 0) + (has(self.config) ? 1 : 0) == 1").message("set exactly one of mmdit, dit, counted or config, for example mmdit: {blocks: 57, width: 3072, textTokens: 512}"))]
 pub struct DenoiserSpec {
     /// Transformer with joint attention over picture and text, as FLUX and SD 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,6 +98,22 @@ pub struct DenoiserSpec {
     /// Counted FLOPs of one pass, as a polynomial in 16×16 px tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted: Option<Counted>,
+    /// The network's own config.json, or the fields of it that matter, as `jouleward model
+    /// import` writes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub config: Option<Value>,
+    /// Text tokens that the network of `config` attends to. Default 77.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100_000))]
+    pub text_tokens: Option<i64>,
+}
+
+fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": true
+    })
 }
 
 /// A transformer's shape.
@@ -167,55 +188,125 @@ impl DiffusionModelSpec {
         Ok(())
     }
 
+    /// Through the same door as a catalogue file.
     fn model(&self, name: &str, denoiser: &DenoiserSpec) -> Result<Model, InvalidSpec> {
-        let small = |value: i64, fallback: u32| u32::try_from(value).unwrap_or(fallback);
-        Ok(Model {
+        let small = |value: i64| u32::try_from(value).ok();
+        let per_token = self.decoder_megaflops_per_token as f64 * 1e6;
+        let decoder = json!({"counted": {
+            "convolution": Polynomial::of_picture(0.0, per_token, 0.0),
+            "elements": Polynomial::of_picture(0.0, per_token / DECODER_FLOPS_PER_ELEMENT, 0.0),
+            "launches": 130.0,
+        }});
+        let entry = Entry {
             name: name.to_owned(),
-            denoiser: denoiser.denoiser()?,
-            pixel_multiple: 16,
-            text: Flops(self.text_gigaflops as f64 * 1e9),
-            prior: Flops(0.0),
-            prior_passes: 0.0,
-            decoder: Polynomial {
-                constant: 0.0,
-                per_token: self.decoder_megaflops_per_token as f64 * 1e6,
-                per_token_squared: 0.0,
+            aliases: Vec::new(),
+            pipelines: Vec::new(),
+            denoiser: Component::Own(denoiser.network()?),
+            controlnet: None,
+            tokens: denoiser.tokens() as f64,
+            text: Vec::new(),
+            text_teraflops: Some(self.text_gigaflops as f64 / 1e3),
+            prior: None,
+            decoder: Component::Own(decoder),
+            encodes: false,
+            multiple: 16,
+            frames: None,
+            guidance: Guidance {
+                runs: self.guidance,
+                scale: if self.guidance == Runs::Sequential {
+                    Scale::TrueCfg
+                } else {
+                    Scale::Guidance
+                },
+                above: 1.0,
+                negative: Negative::Optional,
             },
-            cfg: self.guidance,
-            default_size: small(self.default_size, 1024),
-            default_steps: small(self.default_steps, 28),
-            default_guidance: if self.guidance == Cfg::Batched {
-                7.0
-            } else {
-                1.0
+            defaults: DefaultsEntry {
+                size: small(self.default_size),
+                steps: small(self.default_steps),
+                guidance: (self.guidance != Runs::Batched).then_some(1.0),
+                ..DefaultsEntry::default()
             },
+            certain: true,
+        };
+        let file = CatalogueFile {
+            components: std::collections::BTreeMap::new(),
+            models: vec![entry],
+        };
+        let mut made = file.models().map_err(|error| InvalidSpec {
+            field: "spec.denoiser",
+            problem: error.to_string(),
+        })?;
+        let made = made.pop().map(|(model, _)| model);
+        made.ok_or_else(|| InvalidSpec {
+            field: "spec.denoiser",
+            problem: "it gives no model".to_owned(),
         })
     }
 }
 
+/// FLOPs for an element that an autoencoder's memory-bound kernels move.
+const DECODER_FLOPS_PER_ELEMENT: f64 = 570.0;
+/// The same of a denoiser of which nothing but its FLOPs is known, and its launches.
+const COUNTED_FLOPS_PER_ELEMENT: f64 = 700.0;
+const COUNTED_LAUNCHES: f64 = 1000.0;
+
 impl DenoiserSpec {
-    fn denoiser(&self) -> Result<Denoiser, InvalidSpec> {
-        match (&self.mmdit, &self.dit, &self.counted) {
-            (Some(t), None, None) => Ok(Denoiser::MmDit {
-                blocks: t.blocks as f64,
-                width: t.width as f64,
-                text_tokens: t.text_tokens as f64,
-            }),
-            (None, Some(t), None) => Ok(Denoiser::Dit {
-                blocks: t.blocks as f64,
-                width: t.width as f64,
-                text_tokens: t.text_tokens as f64,
-                ffn_ratio: 4.0,
-            }),
-            (None, None, Some(c)) => Ok(Denoiser::Counted(Polynomial {
-                constant: c.constant_megaflops as f64 * 1e6,
-                per_token: c.per_token_megaflops as f64 * 1e6,
-                per_token_squared: c.per_token_squared_flops as f64,
-            })),
+    /// The network in the form that a catalogue file has it.
+    fn network(&self) -> Result<Value, InvalidSpec> {
+        let shape = |t: &Transformer| {
+            let width = t.width as f64;
+            let heads = [128.0, 64.0, 32.0]
+                .into_iter()
+                .find(|head| width % head == 0.0)
+                .map_or(16.0, |head| width / head);
+            (t.blocks, heads, width / heads)
+        };
+        match (&self.mmdit, &self.dit, &self.counted, &self.config) {
+            (Some(t), None, None, None) => {
+                let (blocks, heads, head) = shape(t);
+                Ok(
+                    json!({"_class_name": "FluxTransformer2DModel", "num_layers": blocks,
+                    "num_single_layers": 0, "num_attention_heads": heads, "attention_head_dim": head}),
+                )
+            }
+            (None, Some(t), None, None) => {
+                let (blocks, heads, head) = shape(t);
+                Ok(
+                    json!({"_class_name": "PixArtTransformer2DModel", "num_layers": blocks,
+                    "num_attention_heads": heads, "attention_head_dim": head,
+                    "cross_attention_dim": t.width}),
+                )
+            }
+            (None, None, Some(c), None) => {
+                let (constant, token) = (
+                    c.constant_megaflops as f64 * 1e6,
+                    c.per_token_megaflops as f64 * 1e6,
+                );
+                let pair = c.per_token_squared_flops as f64;
+                Ok(json!({"counted": {
+                    "linear": Polynomial::of_picture(constant, token, 0.0),
+                    "attention": Polynomial::of_picture(0.0, 0.0, pair),
+                    "elements": Polynomial::of_picture(
+                        constant / COUNTED_FLOPS_PER_ELEMENT,
+                        token / COUNTED_FLOPS_PER_ELEMENT,
+                        0.0,
+                    ),
+                    "launches": COUNTED_LAUNCHES,
+                }}))
+            }
+            (None, None, None, Some(config)) => Ok(config.clone()),
             _ => Err(InvalidSpec {
                 field: "spec.denoiser",
-                problem: "set exactly one of mmdit, dit or counted".to_owned(),
+                problem: "set exactly one of mmdit, dit, counted or config".to_owned(),
             }),
         }
+    }
+
+    fn tokens(&self) -> i64 {
+        let own = self.mmdit.as_ref().or(self.dit.as_ref());
+        own.map(|t| t.text_tokens)
+            .or(self.text_tokens)
+            .unwrap_or(77)
     }
 }

@@ -1,9 +1,7 @@
 //! From a request to grams: which model, which GPU, which law, which grid.
 
 use crate::carbon::{Footprint, Intensity, Milligrams, Pue};
-use crate::law::{
-    Catalogue, Features, FlopCount, Form, GPU_EXAMPLES, Gpu, Law, Prediction, Workload, count,
-};
+use crate::law::{Catalogue, Count, Features, Form, GPU_EXAMPLES, Gpu, Law, Prediction, Workload};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -41,7 +39,7 @@ pub struct Oracle {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimate {
     pub workload: Workload,
-    pub flops: FlopCount,
+    pub count: Count,
     pub features: Features,
     pub gpu: Gpu,
     pub form: Form,
@@ -73,12 +71,10 @@ impl Oracle {
     /// Predicts a request at quantile `p`; of several eligible sites the dearest is
     /// charged.
     pub fn estimate(&self, request: &Request, p: f64) -> Result<Estimate, EstimateError> {
-        let model = self
+        let (count, features) = self
             .catalogue
-            .get(&request.workload.model)
+            .job(&request.workload, request.pods, request.gpus)
             .ok_or_else(|| EstimateError::Model(request.workload.model.clone()))?;
-        let flops = count(model, &request.workload);
-        let features = Features::of_job(&request.workload, &flops, request.pods, request.gpus);
         let sites = self.eligible(request)?;
         let dearest = sites
             .iter()
@@ -98,7 +94,7 @@ impl Oracle {
         }
         Ok(Estimate {
             workload: request.workload.clone(),
-            flops,
+            count,
             features,
             gpu: site.gpu.clone(),
             form,
@@ -111,11 +107,11 @@ impl Oracle {
         })
     }
 
-    /// The law for a product: its own, or the prior where none was fitted yet.
-    fn law(&self, gpu: &Gpu) -> Cow<'_, Law> {
+    /// The law for a product: its own, or one inherited of another product's, or the prior.
+    pub fn law(&self, gpu: &Gpu) -> Cow<'_, Law> {
         match self.laws.get(gpu) {
             Some(law) => Cow::Borrowed(law),
-            None => Cow::Owned(Law::prior(Form::default(), gpu)),
+            None => Cow::Owned(Law::for_product(Form::default(), gpu, self.laws.values())),
         }
     }
 
@@ -166,11 +162,15 @@ impl Oracle {
 impl Estimate {
     /// Law and intensity in a few words, for a verdict.
     pub fn provenance(&self) -> String {
-        let runs = match self.observations {
+        let mut runs = match self.observations {
             0 => "prior".to_owned(),
             1 => "1 run".to_owned(),
             n => format!("{n} runs"),
         };
+        let outside: Vec<&str> = self.prediction.outside.names().collect();
+        if !outside.is_empty() {
+            runs = format!("{runs}, none like it in {}", outside.join(", "));
+        }
         format!(
             "{}{} law ±{:.0} % ({runs}), {}, PUE {:.2}",
             self.gpu,

@@ -1,9 +1,10 @@
-//! `jouleward fit`: both laws fitted to a table of runs, and how good they are.
+//! `jouleward fit`: the laws fitted to a table of runs, and how good they are.
 
-use super::WrongInput;
+use super::arguments::{KnowledgeArguments, wrong};
+use super::measured;
 use super::output::{Format, columns, print};
-use crate::law::dataset::read_csv;
-use crate::law::{Catalogue, Form, Gpu, Law, Score, fit, leave_one_model_out, score};
+use crate::law::score::leave_one_model_out;
+use crate::law::{Form, Gpu, Law, Observation, Score, fit, fit_from, score};
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
@@ -15,14 +16,20 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   jouleward fit runs.csv
   jouleward fit runs.csv --save laws/ -o json
-Columns: model, gpu, width, height, steps, energy_joules_per_image; optional num_gpus,
-precision, frames, cfg, batch_size. Rows that cannot be used are listed with their line.")]
+  kubectl get energylaws -o yaml > laws.yaml; jouleward fit new-runs.jsonl --law laws.yaml
+Columns: model, gpu, width, height, steps, energy_joules_per_image (or energy_wh_per_image, or
+of the whole run energy_joules, energy_wh, energy_kwh with images); optional num_gpus,
+precision, frames, cfg, guidance_scale, batch_size, strength, scheduler, basis (gross or net of
+idle). JSON lines (.jsonl) have the same names. Rows that cannot be used are listed with their
+line.")]
 pub(super) struct Fit {
-    /// CSV file with one run a line.
+    /// CSV file, or JSON lines, with one run a line.
     data: PathBuf,
-    /// Folder to write each GPU's additive law into, for `jouleward predict --law`.
+    /// Folder to write each GPU's law into, for `--law` of other subcommands.
     #[arg(long)]
     save: Option<PathBuf>,
+    #[command(flatten)]
+    knowledge: KnowledgeArguments,
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -39,6 +46,8 @@ struct Report {
 struct Fitted {
     gpu: String,
     form: Form,
+    /// Whether idle power is in the energies.
+    basis: &'static str,
     parameters: BTreeMap<String, f64>,
     in_sample: Score,
     /// Absent with fewer than three models.
@@ -53,30 +62,15 @@ struct LeftOut {
 
 impl Fit {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let path = self.data.display();
-        let text = std::fs::read_to_string(&self.data).map_err(|error| {
-            WrongInput(format!(
-                "cannot read {path}: {error}; give a CSV file with one run a line"
-            ))
-        })?;
-        let dataset = read_csv(&text, &Catalogue::built_in())
-            .map_err(|error| WrongInput(format!("{path}: {error}")))?;
+        let catalogue = self.knowledge.catalogue()?;
+        let begun = self.knowledge.laws()?;
+        let dataset = measured::runs(&self.data, &catalogue)?;
+        measured::or_why(&self.data, &dataset)?;
         let mut laws = Vec::new();
         for (gpu, runs) in &dataset.runs {
-            for form in [Form::Additive, Form::Paper] {
-                let law = fit(form, gpu, runs);
-                if form == Form::Additive {
-                    self.save(gpu, &law)?;
-                }
-                let in_sample = score(&law, runs);
-                laws.push(Fitted {
-                    gpu: gpu.to_string(),
-                    form,
-                    parameters: parameters(&law),
-                    leave_one_model_out: (in_sample.models >= 3)
-                        .then(|| leave_one_model_out(form, runs)),
-                    in_sample,
-                });
+            for form in Form::ALL {
+                let from = begun.get(gpu).filter(|law| law.form == form);
+                laws.push(self.fitted(form, gpu, runs, from)?);
             }
         }
         let left_out = dataset.left_out.into_iter().map(|row| LeftOut {
@@ -87,16 +81,40 @@ impl Fit {
             laws,
             left_out: left_out.collect(),
         };
-        if report.laws.is_empty() {
-            let why = report
-                .left_out
-                .first()
-                .map_or("it has no rows".to_owned(), |row| {
-                    format!("line {}: {}", row.line, row.why)
-                });
-            return Err(WrongInput(format!("{path} has no row that can be used; {why}")).into());
-        }
         print(self.output, &report, table)
+    }
+
+    fn fitted(
+        &self,
+        form: Form,
+        gpu: &Gpu,
+        runs: &[Observation],
+        from: Option<&Law>,
+    ) -> anyhow::Result<Fitted> {
+        let refused = |error: crate::law::FitError| wrong(format!("{gpu}: {error}"));
+        let law = match from {
+            Some(law) => fit_from(law.clone(), runs).map_err(refused)?,
+            None => fit(form, gpu, runs).map_err(refused)?,
+        };
+        if form == Form::default() {
+            self.save(gpu, &law)?;
+        }
+        let in_sample = score(&law, runs);
+        let left_out = if in_sample.models >= 3 {
+            Some(Score::of(
+                &leave_one_model_out(form, runs).map_err(refused)?,
+            ))
+        } else {
+            None
+        };
+        Ok(Fitted {
+            gpu: gpu.to_string(),
+            form,
+            basis: runs.first().map_or("gross", |run| run.basis.as_str()),
+            parameters: parameters(&law),
+            in_sample,
+            leave_one_model_out: left_out,
+        })
     }
 
     fn save(&self, gpu: &Gpu, law: &Law) -> anyhow::Result<()> {
@@ -133,9 +151,9 @@ fn table(report: &Report) -> String {
     ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for law in &report.laws {
-        let left = law.leave_one_model_out;
+        let left = law.leave_one_model_out.as_ref();
         let or_dash =
-            |pick: fn(Score) -> f64| left.map_or("-".to_owned(), |score| percent(pick(score)));
+            |pick: fn(&Score) -> f64| left.map_or("-".to_owned(), |score| percent(pick(score)));
         rows.push(vec![
             law.gpu.clone(),
             law.form.as_str().to_owned(),
@@ -148,13 +166,17 @@ fn table(report: &Report) -> String {
         ]);
     }
     let mut text = columns(&rows);
-    for law in report.laws.iter().filter(|law| law.form == Form::Additive) {
+    for law in report.laws.iter().filter(|law| law.form == Form::default()) {
         let get = |name: &str| law.parameters.get(name).copied().unwrap_or(f64::NAN);
         text += &format!(
-            "{}: {:.2} J a step, {:.2} J a TFLOP\n",
+            "{} ({}): {:.2} J a TFLOP, {:.2} times in convolutions, {:.2} in attention; {:.2} J for 10^9 elements, {:.2} J for 1,000 launches\n",
             law.gpu,
-            get("step"),
-            get("teraflop")
+            law.basis,
+            get("teraflop"),
+            get("convolution").exp(),
+            get("attention").exp(),
+            get("gigaelement"),
+            get("launch")
         );
     }
     if !report.left_out.is_empty() {

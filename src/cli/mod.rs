@@ -1,13 +1,20 @@
 //! The command line: one file a subcommand. Errors are printed once, here.
 
+mod arguments;
 mod cluster_commands;
 mod crds;
 mod debug;
+mod explain;
 mod exporter;
 mod fit;
+mod measured;
+mod model;
 mod output;
+mod plan;
+mod plot;
 mod predict;
 mod reference;
+mod score;
 
 use crate::serve::shutdown;
 use crate::serve::telemetry;
@@ -20,6 +27,8 @@ use std::process::ExitCode;
 #[command(version, about, long_about = None, propagate_version = true)]
 #[command(after_help = "Examples:
   jouleward predict --model flux.1-dev --gpu NVIDIA-A100-SXM4-40GB --num-inference-steps 28
+  jouleward explain --model sdxl --gpu NVIDIA-H100-80GB-HBM3
+  jouleward plan --model flux.1-dev --images-per-hour 500
   jouleward fit runs.csv -o json
   jouleward crds | kubectl apply --server-side -f -
 Exit codes: 0 done, 1 failed, 2 wrong flags or input.")]
@@ -40,7 +49,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Predict(predict::Predict),
+    Explain(explain::Explain),
+    Plan(plan::Plan),
     Fit(fit::Fit),
+    Score(score::Score),
+    Plot(plot::Plot),
+    Model(model::Model),
     Exporter(exporter::Exporter),
     Controller(cluster_commands::Controller),
     Webhook(cluster_commands::Webhook),
@@ -79,7 +93,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     telemetry::init(&cli.log).map_err(|why| WrongInput(format!("--log {:?}: {why}", cli.log)))?;
     match cli.command {
         Command::Predict(command) => command.run(),
+        Command::Explain(command) => command.run(),
+        Command::Plan(command) => command.run(),
         Command::Fit(command) => command.run(),
+        Command::Score(command) => command.run(),
+        Command::Plot(command) => command.run(),
+        Command::Model(command) => command.run(),
         Command::Crds(command) => command.run(),
         Command::Reference(command) => command.run(),
         Command::Exporter(command) => serve(|stop| command.run(stop)),

@@ -9,6 +9,8 @@ pub(super) enum Format {
     Table,
     Json,
     Yaml,
+    /// The table's cells, separated by commas.
+    Csv,
 }
 
 /// Prints `value`, or the table that `table` draws of it.
@@ -21,9 +23,38 @@ pub(super) fn print<T: Serialize>(
         Format::Table => table(value),
         Format::Json => serde_json::to_string_pretty(value)? + "\n",
         Format::Yaml => serde_yaml::to_string(value)?,
+        Format::Csv => csv_of(value)?,
     };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// A list of flat objects as CSV; of one object, one line. What is nested is written as JSON.
+fn csv_of<T: Serialize>(value: &T) -> anyhow::Result<String> {
+    let value = serde_json::to_value(value)?;
+    let rows = match value {
+        serde_json::Value::Array(rows) => rows,
+        one => vec![one],
+    };
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for (number, row) in rows.iter().enumerate() {
+        let fields = row.as_object().into_iter().flatten();
+        let (names, cells): (Vec<&String>, Vec<String>) = fields
+            .map(|(name, value)| {
+                let cell = match value {
+                    serde_json::Value::String(text) => text.clone(),
+                    serde_json::Value::Null => String::new(),
+                    other => other.to_string(),
+                };
+                (name, cell)
+            })
+            .unzip();
+        if number == 0 {
+            writer.write_record(&names)?;
+        }
+        writer.write_record(&cells)?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
 /// Columns padded to their widest cell; the first row is the header.

@@ -1,15 +1,16 @@
-//! `jouleward predict`: what a job will cost, with no cluster needed.
+//! `jouleward predict`: what a job will cost, with no cluster needed: one workload, the jobs
+//! of a manifest, or a table of workloads.
 
-use super::WrongInput;
+use super::arguments::{
+    GridArguments, KnowledgeArguments, WorkloadArguments, gpu, parameter, read, workload, wrong,
+};
 use super::output::{Format, columns, print};
 use crate::budget::{Estimate, EstimateError, Oracle, Request};
-use crate::carbon::{Intensity, Milligrams, Place, Pue, embedded};
-use crate::law::workload::{
-    BATCH, GUIDANCE, HEIGHT, IMAGES, MODEL, PRECISION, STEPS, TRUE_CFG, WIDTH,
-};
-use crate::law::{Catalogue, Gpu, Joules, Law, Workload};
+use crate::carbon::Milligrams;
+use crate::cluster::{Kind, Lite, Work};
+use crate::law::{Gpu, Joules};
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,55 +20,32 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   jouleward predict --model flux.1-dev --gpu NVIDIA-A100-SXM4-40GB --num-inference-steps 28 \\
       --width 1024 --height 1024 --num-images 100 --country DEU
-  jouleward predict --model sdxl --gpu NVIDIA-H100-80GB-HBM3 --cloud-region aws/eu-north-1 -o json")]
+  jouleward predict --model sdxl --gpu NVIDIA-H100-80GB-HBM3 --cloud-region aws/eu-north-1 -o json
+  jouleward predict -f job.yaml --gpu NVIDIA-L40S
+  jouleward predict --table workloads.csv -o csv
+A table has a column for each parameter (model, width, steps, …), and gpu, gpus, pods.")]
 pub(super) struct Predict {
-    /// Model: a name of the catalogue or a Hugging Face repository.
-    #[arg(long)]
-    model: String,
+    #[command(flatten)]
+    workload: WorkloadArguments,
     /// GPU product, as nvidia-smi or the node label nvidia.com/gpu.product writes it.
     #[arg(long)]
-    gpu: String,
-    /// Pixels.
-    #[arg(long)]
-    width: Option<String>,
-    /// Pixels.
-    #[arg(long)]
-    height: Option<String>,
-    #[arg(long)]
-    num_inference_steps: Option<String>,
-    #[arg(long)]
-    guidance_scale: Option<String>,
-    #[arg(long)]
-    true_cfg_scale: Option<String>,
-    /// fp32, tf32, fp16, bf16, fp8, int8 or fp4.
-    #[arg(long)]
-    precision: Option<String>,
-    /// Images of one pod.
-    #[arg(long)]
-    num_images: Option<String>,
-    #[arg(long)]
-    batch_size: Option<String>,
+    gpu: Option<String>,
     /// Pods that each generate the images.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pods: u32,
     /// GPUs of each pod.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     gpus: u32,
-    /// Country of the grid, ISO 3166-1 alpha-3.
-    #[arg(long, conflicts_with_all = ["cloud_region", "intensity"])]
-    country: Option<String>,
-    /// Cloud region, for example aws/eu-central-1.
-    #[arg(long, conflicts_with = "intensity")]
-    cloud_region: Option<String>,
-    /// Carbon intensity of the grid in g/kWh.
+    /// Manifest with Jobs or Pods, YAML or JSON.
+    #[arg(short, long, conflicts_with = "table")]
+    filename: Option<PathBuf>,
+    /// CSV table with one workload a line.
     #[arg(long)]
-    intensity: Option<f64>,
-    /// Power usage effectiveness of the site.
-    #[arg(long)]
-    pue: Option<f64>,
-    /// A law fitted with `jouleward fit --save`; else the built-in prior.
-    #[arg(long)]
-    law: Option<PathBuf>,
+    table: Option<PathBuf>,
+    #[command(flatten)]
+    grid: GridArguments,
+    #[command(flatten)]
+    knowledge: KnowledgeArguments,
     /// Quantile that a budget would charge.
     #[arg(long, default_value_t = 0.9)]
     quantile: f64,
@@ -79,6 +57,9 @@ pub(super) struct Predict {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
+    /// Of a manifest or a table: which of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     model: String,
     gpu: String,
     teraflops_text: f64,
@@ -97,7 +78,15 @@ struct Report {
     pue: f64,
     pue_source: String,
     law: String,
+    /// Dimensions in which the workload lies outside of what the law has learnt from.
+    outside: Vec<&'static str>,
     assumed: Vec<Cow<'static, str>>,
+}
+
+/// A request and what it is called.
+struct Asked {
+    name: Option<String>,
+    request: Request,
 }
 
 impl Predict {
@@ -108,139 +97,188 @@ impl Predict {
                 self.quantile
             )));
         }
-        let catalogue = Catalogue::built_in();
-        let workload =
-            Workload::from_annotations(&self.annotations(), &catalogue).map_err(|errors| {
-                let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                wrong(lines.join("; ").replace("annotation jouleward.dev/", "--"))
-            })?;
-        let gpu = Gpu::parse(&self.gpu).ok_or_else(|| {
-            wrong(format!(
-                "--gpu is empty; for example {}",
-                crate::law::GPU_EXAMPLES
-            ))
-        })?;
-        let fallback = self.grid()?;
-        let laws = self.laws(&gpu)?;
-        let source = if laws.is_empty() {
-            gpu.prior().source.to_owned()
-        } else {
-            "file".to_owned()
-        };
         let oracle = Oracle {
-            catalogue,
-            laws,
+            catalogue: self.knowledge.catalogue()?,
+            laws: self.knowledge.laws()?,
             sites: Vec::new(),
-            fallback,
+            fallback: self.grid.resolve()?,
         };
-        let request = Request {
-            workload,
-            pods: self.pods,
-            gpus: self.gpus,
-            eligible: vec![gpu],
+        let asked = match (&self.filename, &self.table) {
+            (Some(path), _) => self.of_manifest(path, &oracle)?,
+            (_, Some(path)) => self.of_table(path, &oracle)?,
+            _ => vec![self.of_flags(&oracle)?],
         };
-        let estimate = oracle
-            .estimate(&request, self.quantile)
-            .map_err(|error| match error {
-                EstimateError::UnknownGpu { allowed, .. } => wrong(format!(
-                    "--gpu {:?} is no GPU product that is known; {allowed}",
-                    self.gpu
-                )),
-                other => other.into(),
-            })?;
-        print(self.output, &self.report(&estimate, &source), |report| {
-            table(report, &estimate)
+        let single = asked.len() == 1 && asked[0].name.is_none();
+        let mut made = Vec::with_capacity(asked.len());
+        for asked in asked {
+            made.push(self.estimate(&oracle, asked)?);
+        }
+        if single && let Some((report, estimate)) = made.pop() {
+            return print(self.output, &report, |report| table(report, &estimate));
+        }
+        let reports: Vec<Report> = made.into_iter().map(|(report, _)| report).collect();
+        print(self.output, &reports, |reports| list(reports))
+    }
+
+    fn estimate(&self, oracle: &Oracle, asked: Asked) -> anyhow::Result<(Report, Estimate)> {
+        let named = |text: String| match &asked.name {
+            Some(name) => wrong(format!("{name}: {text}")),
+            None => wrong(text),
+        };
+        let first = asked.request.eligible.first().cloned();
+        let estimate =
+            oracle
+                .estimate(&asked.request, self.quantile)
+                .map_err(|error| match error {
+                    EstimateError::UnknownGpu { asked, allowed } => named(format!(
+                        "--gpu {asked:?} is no GPU product that is known; {allowed}"
+                    )),
+                    EstimateError::NoGpu => named(
+                        "no GPU product is named: add --gpu, for example --gpu NVIDIA-L40S"
+                            .to_owned(),
+                    ),
+                    other => named(other.to_string()),
+                })?;
+        let own = first.is_some_and(|gpu| oracle.laws.contains_key(&gpu));
+        let source = match (own, oracle.laws.is_empty()) {
+            (true, _) => "file".to_owned(),
+            (false, true) => estimate.gpu.prior().source.to_owned(),
+            (false, false) => "carried over from another product by data sheets".to_owned(),
+        };
+        let report = self.report(&asked, &estimate, &source);
+        Ok((report, estimate))
+    }
+
+    fn of_flags(&self, oracle: &Oracle) -> anyhow::Result<Asked> {
+        let Some(name) = &self.gpu else {
+            return Err(wrong(format!(
+                "--gpu is missing: name a product, for example {}",
+                crate::law::GPU_EXAMPLES
+            )));
+        };
+        Ok(Asked {
+            name: None,
+            request: Request {
+                workload: self.workload.workload(&oracle.catalogue)?,
+                pods: self.pods,
+                gpus: self.gpus,
+                eligible: vec![self::gpu(name)?],
+            },
         })
     }
 
-    fn annotations(&self) -> BTreeMap<String, String> {
-        let given = [
-            (MODEL, Some(&self.model)),
-            (WIDTH, self.width.as_ref()),
-            (HEIGHT, self.height.as_ref()),
-            (STEPS, self.num_inference_steps.as_ref()),
-            (GUIDANCE, self.guidance_scale.as_ref()),
-            (TRUE_CFG, self.true_cfg_scale.as_ref()),
-            (PRECISION, self.precision.as_ref()),
-            (IMAGES, self.num_images.as_ref()),
-            (BATCH, self.batch_size.as_ref()),
-        ];
-        given
-            .into_iter()
-            .filter_map(|(a, value)| Some((a.name.to_owned(), value?.clone())))
-            .collect()
-    }
-
-    fn grid(&self) -> anyhow::Result<(Intensity, Pue)> {
-        let place = match (&self.country, &self.cloud_region) {
-            (Some(code), _) => Place::Country(code.clone()),
-            (_, Some(region)) => {
-                let (provider, region) = region.split_once('/').ok_or_else(|| {
-                    wrong(format!("--cloud-region {region:?} is not PROVIDER/REGION, for example aws/eu-central-1"))
-                })?;
-                Place::Region {
-                    provider: provider.to_owned(),
-                    region: region.to_owned(),
-                }
-            }
-            _ => Place::World,
-        };
-        let (mut intensity, mut pue) =
-            embedded(&place).map_err(|error| wrong(error.to_string()))?;
-        if let Some(grams_per_kwh) = self.intensity {
-            intensity = Intensity {
-                grams_per_kwh,
-                zone: "given".into(),
-                source: "--intensity".into(),
-                ..intensity
-            };
-            intensity = intensity
-                .check()
-                .map_err(|error| wrong(format!("--intensity: {error}")))?;
-        }
-        if let Some(value) = self.pue {
-            if !(1.0..=5.0).contains(&value) {
-                return Err(wrong(format!(
-                    "--pue {value} is not from 1 to 5, for example 1.2"
-                )));
-            }
-            pue = Pue {
-                value,
-                source: "--pue".to_owned(),
-            };
-        }
-        Ok((intensity, pue))
-    }
-
-    fn laws(&self, gpu: &Gpu) -> anyhow::Result<BTreeMap<Gpu, Law>> {
-        let Some(path) = &self.law else {
-            return Ok(BTreeMap::new());
-        };
+    /// Jobs and pods that ask for a GPU, as admission would read them.
+    fn of_manifest(&self, path: &PathBuf, oracle: &Oracle) -> anyhow::Result<Vec<Asked>> {
+        let text = read(path, "--filename:", "give a manifest with a Job or a Pod")?;
         let file = path.display();
-        let hint = "`jouleward fit FILE --save FOLDER` writes such a file";
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| wrong(format!("--law: cannot read {file}: {error}; {hint}")))?;
-        let law = Law::load(&text)
-            .map_err(|error| wrong(format!("--law: {file} is no law: {error}; {hint}")))?;
-        if law.gpu != *gpu {
+        let mut asked = Vec::new();
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let object = serde_json::Value::deserialize(document)
+                .map_err(|error| wrong(format!("{file} is no manifest: {error}")))?;
+            let kind = match object.get("kind").and_then(serde_json::Value::as_str) {
+                Some("Job") => Kind::Job,
+                Some("Pod") => Kind::Pod,
+                _ => continue,
+            };
+            let lite: Lite = serde_json::from_value(object)
+                .map_err(|error| wrong(format!("{file} is no {}: {error}", kind.as_str())))?;
+            let Some(work) = Work::of(kind, lite) else {
+                continue;
+            };
+            let name = format!("{}/{}", kind.as_str().to_lowercase(), work.name);
+            let workload = workload(
+                &work.annotations,
+                &oracle.catalogue,
+                "annotation jouleward.dev/",
+            )
+            .map_err(|why| wrong(format!("{name}: {why}")))?;
+            let mut eligible = work.eligible;
+            if let Some(name) = &self.gpu {
+                eligible = vec![gpu(name)?];
+            }
+            asked.push(Asked {
+                name: Some(name),
+                request: Request {
+                    workload,
+                    pods: work.pods,
+                    gpus: work.gpus,
+                    eligible,
+                },
+            });
+        }
+        if asked.is_empty() {
             return Err(wrong(format!(
-                "{} is the law of {}, not of {gpu}",
-                path.display(),
-                law.gpu
+                "{file} has no Job or Pod that asks for nvidia.com/gpu"
             )));
         }
-        Ok(BTreeMap::from([(gpu.clone(), law)]))
+        Ok(asked)
     }
 
-    fn report(&self, estimate: &Estimate, source: &str) -> Report {
-        let images = estimate.workload.images * u64::from(self.pods);
+    fn of_table(&self, path: &PathBuf, oracle: &Oracle) -> anyhow::Result<Vec<Asked>> {
+        let text = read(path, "--table:", "give a CSV file with one workload a line")?;
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let header = reader.headers()?.clone();
+        let mut asked = Vec::new();
+        for (index, record) in reader.records().enumerate() {
+            let line = format!("line {}", index + 2);
+            let record = record.map_err(|error| wrong(format!("{line}: {error}")))?;
+            let cells = || {
+                header
+                    .iter()
+                    .map(str::trim)
+                    .zip(record.iter().map(str::trim))
+            };
+            let annotations: BTreeMap<String, String> = cells()
+                .filter(|(_, cell)| !cell.is_empty())
+                .filter_map(|(column, cell)| Some((parameter(column)?.to_owned(), cell.to_owned())))
+                .collect();
+            let workload = workload(&annotations, &oracle.catalogue, "")
+                .map_err(|why| wrong(format!("{line}: {why}")))?;
+            let cell = |name: &str| cells().find(|(column, _)| *column == name).map(|c| c.1);
+            let number = |name: &str, default: u32| match cell(name) {
+                None | Some("") => Ok(default),
+                Some(text) => text
+                    .parse::<u32>()
+                    .ok()
+                    .filter(|n| (1..=100_000).contains(n))
+                    .ok_or_else(|| {
+                        wrong(format!("{line}: {name} {text:?} is not from 1 to 100000"))
+                    }),
+            };
+            let product = cell("gpu")
+                .filter(|text| !text.is_empty())
+                .or(self.gpu.as_deref());
+            let eligible: Vec<Gpu> = product.map(gpu).transpose()?.into_iter().collect();
+            asked.push(Asked {
+                name: Some(line.clone()),
+                request: Request {
+                    workload,
+                    pods: number("pods", self.pods)?,
+                    gpus: number("gpus", self.gpus)?.min(64),
+                    eligible,
+                },
+            });
+        }
+        if asked.is_empty() {
+            return Err(wrong(format!(
+                "{} has no line below its header",
+                path.display()
+            )));
+        }
+        Ok(asked)
+    }
+
+    fn report(&self, asked: &Asked, estimate: &Estimate, source: &str) -> Report {
+        let images = estimate.workload.images * u64::from(asked.request.pods);
         let joules = |energy: Joules| (energy.0 * 10.0).round() / 10.0;
+        let count = &estimate.count;
         Report {
+            name: asked.name.clone(),
             model: estimate.workload.model.clone(),
             gpu: estimate.gpu.to_string(),
-            teraflops_text: estimate.flops.text.tera(),
-            teraflops_denoising: estimate.flops.denoising.tera(),
-            teraflops_decoding: estimate.flops.decoding.tera(),
+            teraflops_text: (count.text + count.prior).flops().tera(),
+            teraflops_denoising: (count.encoding + count.denoising).flops().tera(),
+            teraflops_decoding: count.decoding.flops().tera(),
             images,
             joules_median: joules(estimate.prediction.median),
             joules_p05: joules(estimate.prediction.quantile(0.05)),
@@ -258,71 +296,98 @@ impl Predict {
                 estimate.form.as_str(),
                 estimate.observations
             ),
+            outside: estimate.prediction.outside.names().collect(),
             assumed: estimate.workload.assumed.clone(),
         }
     }
 }
 
-fn wrong(text: String) -> anyhow::Error {
-    WrongInput(text).into()
-}
-
 fn table(report: &Report, estimate: &Estimate) -> String {
     let tera = |x: f64| format!("{x:.2} TFLOP");
     let w = &estimate.workload;
+    let what = if w.frames > 1 {
+        format!("videos of {} frames", w.frames)
+    } else {
+        "images".to_owned()
+    };
+    let row = |name: &str, text: String| vec![name.to_owned(), text];
     let mut rows = vec![
-        vec![
-            "job".into(),
+        row(
+            "job",
             format!(
-                "{} images, {} {}x{}, {} steps",
+                "{} {what}, {} {}x{}, {} steps",
                 report.images, w.model, w.width, w.height, w.steps
             ),
-        ],
-        vec!["GPU".into(), report.gpu.clone()],
-        vec![
-            "work".into(),
+        ),
+        row("GPU", report.gpu.clone()),
+        row(
+            "work",
             format!(
-                "{} an image: text {}, denoising {}, decoding {}",
-                tera(estimate.flops.total().tera()),
+                "{} each: text {}, denoising {}, decoding {}",
+                tera(estimate.features.flops.tera()),
                 tera(report.teraflops_text),
                 tera(report.teraflops_denoising),
                 tera(report.teraflops_decoding)
             ),
-        ],
-        vec![
-            "energy".into(),
+        ),
+        row(
+            "energy",
             format!(
                 "{}, 90 % between {} and {}",
                 Joules(report.joules_median),
                 Joules(report.joules_p05),
                 Joules(report.joules_p95)
             ),
-        ],
-        vec![
-            "carbon".into(),
+        ),
+        row(
+            "carbon",
             format!(
                 "{} CO2e; a budget would set aside {} (p{:.0})",
                 Milligrams(report.milligrams_median),
                 Milligrams(report.milligrams_charged),
                 report.quantile * 100.0
             ),
-        ],
-        vec!["grid".into(), report.intensity.clone()],
-        vec![
-            "PUE".into(),
-            format!("{:.2}, {}", report.pue, report.pue_source),
-        ],
-        vec!["law".into(), report.law.clone()],
+        ),
+        row("grid", report.intensity.clone()),
+        row("PUE", format!("{:.2}, {}", report.pue, report.pue_source)),
+        row("law", report.law.clone()),
     ];
+    if !report.outside.is_empty() {
+        let outside = report.outside.join(", ");
+        rows.push(row(
+            "outside",
+            format!("nothing like it was learnt from in {outside}"),
+        ));
+    }
     if !report.assumed.is_empty() {
         let names: Vec<String> = report
             .assumed
             .iter()
             .map(|name| name.replace("jouleward.dev/", "--"))
             .collect();
-        rows.push(vec![
-            "assumed".into(),
+        rows.push(row(
+            "assumed",
             format!("pipeline defaults for {}", names.join(", ")),
+        ));
+    }
+    columns(&rows)
+}
+
+fn list(reports: &[Report]) -> String {
+    let header = [
+        "JOB", "MODEL", "GPU", "IMAGES", "ENERGY", "90 %", "CO2E", "CHARGED",
+    ];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for r in reports {
+        rows.push(vec![
+            r.name.clone().unwrap_or_default(),
+            r.model.clone(),
+            r.gpu.clone(),
+            r.images.to_string(),
+            Joules(r.joules_median).to_string(),
+            format!("{} to {}", Joules(r.joules_p05), Joules(r.joules_p95)),
+            Milligrams(r.milligrams_median).to_string(),
+            Milligrams(r.milligrams_charged).to_string(),
         ]);
     }
     columns(&rows)

@@ -7,7 +7,7 @@ use crate::api::{
     CarbonReservation, EnergyLaw, EnergyLawStatus, NamedValue, ReservationStatus, set_condition,
 };
 use crate::contract as c;
-use crate::law::{Features, Gpu, Joules, Law, Observation, Outcome, Workload, count};
+use crate::law::{Basis, Gpu, Joules, Law, Observation, Outcome, Workload};
 use crate::node::{LedgerPage, PodEnergy};
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
@@ -124,19 +124,22 @@ fn observe(
     let oracle = context.oracle();
     let workload = Workload::from_annotations(&annotations, &oracle.catalogue)
         .map_err(|_| "MissingParameters")?;
-    let model = oracle
-        .catalogue
-        .get(&workload.model)
-        .ok_or("UnknownModel")?;
     let small = |n: i64| u32::try_from(n).unwrap_or(1);
-    let features = Features::of_job(
-        &workload,
-        &count(model, &workload),
-        small(spec.pods),
-        small(spec.gpus),
-    );
+    let (_, features) = oracle
+        .catalogue
+        .job(&workload, small(spec.pods), small(spec.gpus))
+        .ok_or("UnknownModel")?;
     let energy = Joules(status.measured_millijoules as f64 / 1000.0);
-    Ok((gpu.clone(), Observation { features, energy }))
+    // The exporter bills all that the board drew.
+    let basis = Basis::Gross;
+    Ok((
+        gpu.clone(),
+        Observation {
+            features,
+            energy,
+            basis,
+        },
+    ))
 }
 
 fn law_status(context: &Context, object: &EnergyLaw, law: &Law, uid: &str) -> EnergyLawStatus {

@@ -98,7 +98,7 @@ async fn laws(context: &Context) -> Result<(), Failure> {
         context.check_leading()?;
         let spec = EnergyLawSpec {
             gpu: (*product).clone(),
-            form: Form::Additive,
+            form: Form::default(),
         };
         let law = EnergyLaw::new(&gpu.law_name(), spec);
         let created = context.call(api.create(&PostParams::default(), &law)).await;

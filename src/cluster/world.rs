@@ -35,9 +35,19 @@ impl Objects {
             .iter()
             .filter_map(|law| Some((gpu_of(law)?, law_of(law))))
             .collect();
+        // A product that has learnt nothing yet is believed to be like one that has.
+        let learnt: Vec<Law> = laws
+            .values()
+            .filter(|law| law.observations > 0)
+            .cloned()
+            .collect();
         for site in &sites {
-            laws.entry(site.gpu.clone())
-                .or_insert_with(|| Law::prior(Form::default(), &site.gpu));
+            let own = laws.get(&site.gpu);
+            if own.is_none_or(|law| law.observations == 0) {
+                let form = own.map_or(Form::default(), |law| law.form);
+                let law = Law::for_product(form, &site.gpu, &learnt);
+                laws.insert(site.gpu.clone(), law);
+            }
         }
         Oracle {
             catalogue: self.catalogue(),

@@ -1,14 +1,18 @@
 //! What the laws look at: a workload reduced to the few numbers that carry its energy.
 
-use super::flops::FlopCount;
+use super::count::Count;
+use super::network::Amount;
 use super::units::{Flops, Joules};
 use super::workload::{Precision, Workload};
+use serde::{Deserialize, Serialize};
 
 /// One run, as the laws see it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Features {
     /// The model's name: its own level in the law.
     pub model: String,
+    /// Class of its denoiser: where a model never run takes its level from.
+    pub architecture: String,
     pub precision: Precision,
     /// Processes that load the model once each; 0 where start-up was left out of the
     /// measurement, as in public data sets.
@@ -18,6 +22,8 @@ pub struct Features {
     pub calls: f64,
     /// FLOPs of one image.
     pub flops: Flops,
+    /// Work of one image by kind; launches are shared by the images of a batch.
+    pub work: Amount,
     /// Pixels of one image / 256: 16×16 px tokens, for the paper's form.
     pub tokens: f64,
     /// True where guidance doubles the work.
@@ -29,29 +35,61 @@ pub struct Features {
 
 impl Features {
     /// Features of a job of `pods` equal pods on `gpus` GPUs each.
-    pub fn of_job(workload: &Workload, count: &FlopCount, pods: u32, gpus: u32) -> Self {
+    pub fn of_job(
+        workload: &Workload,
+        architecture: &str,
+        count: &Count,
+        pods: u32,
+        gpus: u32,
+    ) -> Self {
         let pods = f64::from(pods.max(1));
         Self {
             starts: pods,
             images: workload.images as f64 * pods,
-            ..Self::of_image(workload, count, gpus)
+            ..Self::of_image(workload, architecture, count, gpus)
         }
     }
 
     /// Features of one image with no start-up.
-    pub fn of_image(workload: &Workload, count: &FlopCount, gpus: u32) -> Self {
+    pub fn of_image(workload: &Workload, architecture: &str, count: &Count, gpus: u32) -> Self {
         let batch = f64::from(workload.batch.max(1));
+        let mut work = count.total();
+        work.launches /= batch;
         Self {
             model: workload.model.clone(),
+            architecture: architecture.to_owned(),
             precision: workload.precision,
             starts: 0.0,
             images: 1.0,
-            calls: f64::from(workload.steps) * count.sequential / batch,
-            flops: count.total(),
-            tokens: f64::from(workload.width) * f64::from(workload.height) / 256.0,
-            guided: count.passes > 1.0,
+            calls: count.steps * count.calls / batch,
+            flops: count.flops(),
+            work,
+            tokens: f64::from(workload.width) * f64::from(workload.height) / 256.0
+                * f64::from(workload.frames),
+            guided: count.rows > 1.0,
             gpus: f64::from(gpus.max(1)),
             batch,
+        }
+    }
+}
+
+/// Whether the power of an idle GPU is part of a measured energy.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize,
+)]
+pub enum Basis {
+    /// All that the board drew, as the exporter and the energy counter have it.
+    #[default]
+    Gross,
+    /// Idle power subtracted, as in arXiv 2511.17031.
+    Net,
+}
+
+impl Basis {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gross => "gross",
+            Self::Net => "net of idle",
         }
     }
 }
@@ -61,4 +99,5 @@ impl Features {
 pub struct Observation {
     pub features: Features,
     pub energy: Joules,
+    pub basis: Basis,
 }

@@ -1,28 +1,65 @@
 //! Fitting a whole table at once: the most probable law given all runs, by Gauss–Newton
 //! on ln E with the same priors that the stream starts from.
 
-use super::features::Observation;
+use super::features::{Basis, Observation};
 use super::form::Form;
 use super::gpu::Gpu;
 use super::linalg::Symmetric;
 use super::state::Law;
 
-/// Spread of model levels about the common law and degrees of freedom of that spread:
-/// few models stand far off, most stand close. Chosen by leave-one-model-out on public
-/// measurements.
-const LEVEL_SD: f64 = 0.02;
-const LEVEL_DF: f64 = 3.0;
-const ITERATIONS: usize = 40;
+/// Degrees of freedom of the spread of models about the common law: few stand far off.
+const LEVEL_DF: f64 = 4.0;
+const ITERATIONS: usize = 30;
+/// Runs that the iterations look at; of more, every n-th, and all at the end.
+const MOST: usize = 4_000;
+/// Standard deviations beyond which a run counts less.
+const HUBER: f64 = 2.5;
+/// Scatter of one run about its model's level: never believed to be less.
+const LEAST_NOISE: f64 = 0.02;
+
+/// Runs that cannot be fitted together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FitError {
+    #[error(
+        "{gross} runs are gross and {net} are net of idle power: fit them apart, or leave one kind out"
+    )]
+    Mixed { gross: usize, net: usize },
+}
 
 /// The most probable law given these runs, all on one GPU product.
-pub fn fit(form: Form, gpu: &Gpu, runs: &[Observation]) -> Law {
-    let mut law = Law::prior(form, gpu);
+///
+/// # Errors
+/// Runs of which some are gross and some net of idle power.
+pub fn fit(form: Form, gpu: &Gpu, runs: &[Observation]) -> Result<Law, FitError> {
+    fit_from(Law::prior(form, gpu), runs)
+}
+
+/// The same from another belief than the product's own prior.
+pub fn fit_from(mut law: Law, runs: &[Observation]) -> Result<Law, FitError> {
+    let net = runs.iter().filter(|run| run.basis == Basis::Net).count();
+    let gross = runs.len() - net;
+    if net > 0 && gross > 0 {
+        return Err(FitError::Mixed { gross, net });
+    }
     for run in runs {
         law.admit(&run.features);
+        law.range.cover(&run.features);
     }
+    law.basis = runs.first().map(|run| run.basis).or(law.basis);
     let prior = law.clone();
-    for _ in 0..ITERATIONS {
-        let (information, push) = normal_equations(&law, &prior, runs);
+    let some: Vec<&Observation> = runs.iter().step_by(runs.len() / MOST + 1).collect();
+    iterate(&mut law, &prior, &some, ITERATIONS);
+    let all: Vec<&Observation> = runs.iter().collect();
+    if all.len() > some.len() {
+        iterate(&mut law, &prior, &all, 2);
+    }
+    Ok(finish(law, &prior, &all))
+}
+
+fn iterate(law: &mut Law, prior: &Law, runs: &[&Observation], times: usize) {
+    for _ in 0..times {
+        law.noise = scatter(law, runs);
+        let (information, push) = normal_equations(law, prior, runs);
         let Some(step) = information.solve(&push) else {
             break;
         };
@@ -31,25 +68,42 @@ pub fn fit(form: Form, gpu: &Gpu, runs: &[Observation]) -> Law {
         for (parameter, s) in law.parameters.iter_mut().zip(step) {
             parameter.mean += damp * s;
         }
-        if length < 1e-9 {
+        if length < 1e-7 {
             break;
         }
     }
-    finish(law, &prior, runs)
+}
+
+/// Variance of runs about the law: of the median deviation, so that outliers do not count,
+/// with the prior's weight of a few runs.
+fn scatter(law: &Law, runs: &[&Observation]) -> f64 {
+    const WEIGHT: f64 = 6.0;
+    let prior = 0.045_f64;
+    let mut errors: Vec<f64> = runs
+        .iter()
+        .map(|run| (run.energy.0.ln() - law.linearise(&run.features).0).abs())
+        .collect();
+    errors.sort_by(f64::total_cmp);
+    let middle = errors.get(errors.len() / 2).copied().unwrap_or(prior);
+    let n = errors.len() as f64;
+    let sd = 1.4826 * middle;
+    ((WEIGHT * prior * prior + n * sd * sd) / (WEIGHT + n)).max(LEAST_NOISE.powi(2))
 }
 
 /// Information matrix and gradient at the law's present parameters.
-fn normal_equations(law: &Law, prior: &Law, runs: &[Observation]) -> (Symmetric, Vec<f64>) {
+fn normal_equations(law: &Law, prior: &Law, runs: &[&Observation]) -> (Symmetric, Vec<f64>) {
+    let spread = law.form.model_sd();
     let weights: Vec<f64> = law
         .parameters
         .iter()
         .enumerate()
         .map(|(i, p)| {
+            let prior_variance = prior.covariance.get(i, i);
             if p.name.starts_with("model/") {
-                let t = p.mean / LEVEL_SD;
-                (LEVEL_DF + 1.0) / (LEVEL_DF + t * t) / LEVEL_SD.powi(2)
+                let t = p.mean / spread;
+                (LEVEL_DF + 1.0) / (LEVEL_DF + t * t) / prior_variance
             } else {
-                1.0 / prior.covariance.get(i, i)
+                1.0 / prior_variance
             }
         })
         .collect();
@@ -64,9 +118,10 @@ fn normal_equations(law: &Law, prior: &Law, runs: &[Observation]) -> (Symmetric,
     for run in runs {
         let (ln, slopes) = law.linearise(&run.features);
         let (x, _) = law.dense(&slopes);
-        let weight = 1.0 / prior.noise;
-        information.add_outer(&x, weight);
         let residual = run.energy.0.ln() - ln;
+        let z = residual.abs() / law.noise.sqrt();
+        let weight = (HUBER / z).min(1.0) / law.noise;
+        information.add_outer(&x, weight);
         for (p, x) in push.iter_mut().zip(&x) {
             *p += weight * x * residual;
         }
@@ -74,28 +129,22 @@ fn normal_equations(law: &Law, prior: &Law, runs: &[Observation]) -> (Symmetric,
     (information, push)
 }
 
-fn finish(mut law: Law, prior: &Law, runs: &[Observation]) -> Law {
+fn finish(mut law: Law, prior: &Law, runs: &[&Observation]) -> Law {
+    law.noise = scatter(&law, runs);
     let (information, _) = normal_equations(&law, prior, runs);
     if let Some(covariance) = information.inverse() {
         law.covariance = covariance;
     }
-    let (mut squares, mut errors) = (0.0, 0.0);
+    let mut errors = 0.0;
     for (number, run) in runs.iter().enumerate() {
         let (ln, _) = law.linearise(&run.features);
-        squares += (run.energy.0.ln() - ln).powi(2);
         errors += (ln.exp() / run.energy.0 - 1.0).abs();
-        for (name, _) in Form::own(&run.features) {
-            if let Some(i) = law.index(&name) {
-                law.parameters[i].runs += 1;
-                law.parameters[i].seen = number as u64;
-            }
-        }
+        law.touch(&run.features, number as u64);
     }
     if !runs.is_empty() {
-        let n = runs.len() as f64;
-        law.noise = (squares / n).max(0.03_f64.powi(2));
-        law.error = errors / n;
+        law.error = errors / runs.len() as f64;
         law.observations = runs.len() as u64;
     }
+    law.settle();
     law
 }

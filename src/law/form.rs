@@ -1,9 +1,14 @@
-//! The two forms of the energy law, as one family with named parameters.
+//! The forms of the energy law, as one family with named parameters.
 //!
-//! Both say `E_job = starts·E_start + images·E_image`, and differ in an image:
+//! All say `E_job = starts·E_start + images·E_image`, and differ in an image:
 //!
-//! - **Additive** (default): `e^(u_model + d_precision) · (s·calls + c·TFLOP) · n^(g + g'/batch)`.
-//!   A step has a cost of its own, however small the picture: launches and memory traffic.
+//! - **Roofline** (default):
+//!   `e^(u_model + d_precision) · (c·(linear + κ·convolution + α·attention) + m·elements + s·launches) · n^(g + g'/batch)`.
+//!   A GPU at work draws what it may draw, so that energy follows time, and time is spent in
+//!   three ways: on arithmetic, slower in convolutions (κ) and attention (α) than in plain
+//!   products; on moving the elements of memory-bound kernels; and on launching kernels, however
+//!   small the picture.
+//! - **Additive**: `e^(u_model + d_precision) · (s·calls + c·TFLOP) · n^(g + g'/batch)`.
 //! - **Paper** (arXiv 2511.17031): `e^(a + u_model + d_precision) · TFLOP^α · tokens^β_res`.
 //!
 //! Parameters live in logarithms, so that every energy is positive whatever is learnt,
@@ -17,10 +22,14 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
 /// Which law.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default, JsonSchema,
+)]
 pub enum Form {
-    /// A step has a cost of its own beside that of its FLOPs.
+    /// Arithmetic by kind, memory traffic and launches.
     #[default]
+    Roofline,
+    /// A step has a cost of its own beside that of its FLOPs.
     Additive,
     /// The log-linear law of arXiv 2511.17031.
     Paper,
@@ -29,6 +38,7 @@ pub enum Form {
 impl Form {
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Roofline => "Roofline",
             Self::Additive => "Additive",
             Self::Paper => "Paper",
         }
@@ -42,8 +52,24 @@ pub(super) struct Belief {
     pub(super) sd: f64,
 }
 
-/// Spread of models about the common law, in ln E (public data: .15–.2).
-pub(super) const MODEL_SD: f64 = 0.175;
+impl Form {
+    pub const ALL: [Self; 3] = [Self::Roofline, Self::Additive, Self::Paper];
+
+    /// Spread of models about the common law, in ln E, before any was seen.
+    pub(super) fn model_sd(self) -> f64 {
+        match self {
+            Self::Roofline => 0.06,
+            Self::Additive | Self::Paper => 0.175,
+        }
+    }
+}
+
+/// Attention and convolutions take longer for a FLOP than plain products: attention kernels
+/// reach a half to two thirds of the rate of matrix products (FlashAttention-2 reports
+/// 50–73 % of an A100's peak, FlashAttention-3 reports its forerunner at 35 % of an H100's
+/// where products reach 70 %), convolutions of diffusion models somewhat less than products.
+const ATTENTION: (f64, f64) = (1.7, 0.3);
+const CONVOLUTION: (f64, f64) = (1.25, 0.15);
 
 /// Joules to load the model and warm up, before a pod of one's own was ever measured:
 /// no public data set holds it, so the prior is wide.
@@ -57,7 +83,29 @@ impl Form {
     pub(super) fn fixed(self, prior: &Prior) -> Vec<(&'static str, Belief)> {
         let belief = |mean, sd| Belief { mean, sd };
         let start = (START, belief(START_JOULES.ln(), START_SD));
+        let several = [
+            ("gpus", belief(0.26, 0.1)),
+            ("gpus-batch", belief(0.26, 0.1)),
+        ];
         match self {
+            // n^(.26·(1 + 1/batch)) on H100.
+            Self::Roofline => [
+                start,
+                ("launch", belief(prior.launch_joules.ln(), prior.launch_sd)),
+                (
+                    "teraflop",
+                    belief(prior.product_joules.ln(), prior.product_sd),
+                ),
+                (
+                    "gigaelement",
+                    belief(prior.element_joules.ln(), prior.element_sd),
+                ),
+                ("attention", belief(ATTENTION.0.ln(), ATTENTION.1)),
+                ("convolution", belief(CONVOLUTION.0.ln(), CONVOLUTION.1)),
+            ]
+            .into_iter()
+            .chain(several)
+            .collect(),
             Self::Additive => vec![
                 start,
                 ("step", belief(prior.step_joules.ln(), prior.step_sd)),
@@ -65,9 +113,8 @@ impl Form {
                     "teraflop",
                     belief(prior.tera_flop_joules.ln(), prior.tera_flop_sd),
                 ),
-                // n^(.26·(1 + 1/batch)) on H100.
-                ("gpus", belief(0.26, 0.1)),
-                ("gpus-batch", belief(0.26, 0.1)),
+                several[0],
+                several[1],
             ],
             Self::Paper => vec![
                 start,
@@ -78,16 +125,20 @@ impl Form {
         }
     }
 
-    /// Parameters that come with a run: its model's level, and its precision's where it
-    /// is not the 16-bit baseline.
-    pub(super) fn own(features: &Features) -> Vec<(String, Belief)> {
-        let mut own = vec![(
-            format!("model/{}", features.model),
-            Belief {
-                mean: 0.0,
-                sd: MODEL_SD,
-            },
-        )];
+    /// Parameters that come with a run: its model's level, that of its architecture, and its
+    /// precision's where it is not the 16-bit baseline.
+    pub(super) fn own(self, features: &Features) -> Vec<(String, Belief)> {
+        let level = |sd| Belief { mean: 0.0, sd };
+        let mut own = vec![
+            (
+                level_name("model/", &features.model),
+                level(self.model_sd()),
+            ),
+            (
+                level_name("class/", &features.architecture),
+                level(0.5 * self.model_sd()),
+            ),
+        ];
         if let Some(belief) = precision_prior(features.precision) {
             own.push((format!("precision/{}", features.precision.as_str()), belief));
         }
@@ -104,7 +155,7 @@ impl Form {
     ) -> (f64, Vec<Slope>) {
         let mut level = 0.0;
         let mut gradient: Vec<Slope> = Vec::with_capacity(8);
-        for (name, belief) in Self::own(f) {
+        for (name, belief) in self.own(f) {
             level += value(&name, belief.mean);
             gradient.push(Slope {
                 name: Cow::Owned(name),
@@ -114,15 +165,31 @@ impl Form {
         }
         let value = |name: &str| value(name, 0.0);
         let image = match self {
+            Self::Roofline => {
+                let w = &f.work;
+                let product = value("teraflop").exp();
+                let (alpha, kappa) = (value("attention").exp(), value("convolution").exp());
+                let linear = product * w.linear / 1e12;
+                let convolution = product * kappa * w.convolution / 1e12;
+                let attention = product * alpha * (w.attention + w.padding) / 1e12;
+                let elements = value("gigaelement").exp() * w.elements / 1e9;
+                let launches = value("launch").exp() * w.launches / 1e3;
+                let all = linear + convolution + attention + elements + launches;
+                let arithmetic = linear + convolution + attention;
+                push(&mut gradient, "launch", launches / all);
+                push(&mut gradient, "teraflop", arithmetic / all);
+                push(&mut gradient, "gigaelement", elements / all);
+                push(&mut gradient, "attention", attention / all);
+                push(&mut gradient, "convolution", convolution / all);
+                level += several_gpus(&mut gradient, f, &value);
+                all.ln() + level
+            }
             Self::Additive => {
                 let steps = value("step").exp() * f.calls;
                 let work = value("teraflop").exp() * f.flops.tera();
                 push(&mut gradient, "step", steps / (steps + work));
                 push(&mut gradient, "teraflop", work / (steps + work));
-                let n = f.gpus.ln();
-                push(&mut gradient, "gpus", n);
-                push(&mut gradient, "gpus-batch", n / f.batch);
-                level += (value("gpus") + value("gpus-batch") / f.batch) * n;
+                level += several_gpus(&mut gradient, f, &value);
                 (steps + work).ln() + level
             }
             Self::Paper => {
@@ -144,6 +211,28 @@ impl Form {
         push(&mut gradient, START, 1.0 - share);
         ((images + start).ln(), gradient)
     }
+}
+
+/// ln of what several GPUs on one picture cost beside one.
+fn several_gpus(gradient: &mut Vec<Slope>, f: &Features, value: &impl Fn(&str) -> f64) -> f64 {
+    let n = f.gpus.ln();
+    push(gradient, "gpus", n);
+    push(gradient, "gpus-batch", n / f.batch);
+    (value("gpus") + value("gpus-batch") / f.batch) * n
+}
+
+/// The name of a level: bounded, so that the law's state is, and still each its own.
+pub(super) fn level_name(kind: &str, name: &str) -> String {
+    const MOST: usize = 32;
+    if name.len() <= MOST {
+        return format!("{kind}{name}");
+    }
+    // FNV-1a, 64 bits.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let short: String = name.chars().take(15).collect();
+    format!("{kind}{short}~{hash:016x}")
 }
 
 /// A derivative of ln E.

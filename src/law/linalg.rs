@@ -72,6 +72,13 @@ impl Symmetric {
         *self = Self { n: keep.len(), a };
     }
 
+    /// Changes every element.
+    pub(super) fn map(&mut self, change: impl Fn(f64) -> f64) {
+        for value in &mut self.a {
+            *value = change(*value);
+        }
+    }
+
     /// Lower triangle, row by row.
     pub(super) fn lower(&self) -> Vec<f64> {
         (0..self.n)

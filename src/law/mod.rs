@@ -5,32 +5,44 @@
 //! type and every prediction its uncertainty.
 
 mod catalogue;
+mod count;
 pub mod dataset;
+mod explain;
 mod features;
 mod fit;
-mod flops;
 mod form;
 mod gpu;
+mod inherit;
 mod linalg;
+pub mod network;
 mod predict;
-mod score;
+#[cfg(test)]
+mod public_tests;
+mod range;
+pub mod score;
 mod state;
 mod statistics;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod throughput;
 mod units;
 pub mod workload;
 
-pub use catalogue::{Catalogue, Cfg, Denoiser, Model, Polynomial};
-pub use features::{Features, Observation};
-pub use fit::fit;
-pub use flops::{FlopCount, count};
+pub use catalogue::{
+    Catalogue, CatalogueError, CatalogueFile, Component, DefaultsEntry, Entry, Frames, Guidance,
+    Model, Negative, Runs, Scale, TextEntry,
+};
+pub use count::{Count, count};
+pub use dataset::RowError;
+pub use explain::{Breakdown, Factor, Part};
+pub use features::{Basis, Features, Observation};
+pub use fit::{FitError, fit, fit_from};
 pub use form::Form;
-pub use gpu::{EXAMPLES as GPU_EXAMPLES, Gpu, Prior};
-pub use predict::Prediction;
-pub use score::{Score, leave_one_model_out, score};
+pub use gpu::{EXAMPLES as GPU_EXAMPLES, Generation, Gpu, Prior, Sheet};
+pub use predict::{Outside, Prediction};
+pub use score::{Judged, Score, score};
 pub use state::{Law, StateError};
 pub use stream::{Outcome, Update};
 pub use units::{Flops, Joules, Microjoules};
-pub use workload::{Annotation, ParameterError, Precision, Workload};
+pub use workload::{Annotation, ParameterError, Precision, Scheduler, Workload};

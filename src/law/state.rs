@@ -1,28 +1,59 @@
 //! One law's whole state: parameters, covariance, what it has seen. Bounded, and small
 //! enough to live in a status field, so that a new leader goes on where the old stopped.
 
-use super::features::Features;
-use super::form::{Belief, Form, Slope};
-use super::gpu::Gpu;
+use super::features::{Basis, Features};
+use super::form::{Belief, Form, Slope, level_name};
+use super::gpu::{Gpu, Prior};
 use super::linalg::{Symmetric, dot};
-use super::predict::Prediction;
+use super::predict::{Outside, Prediction};
+use super::range::{Range, WIDENING};
 use super::statistics::t_quantile;
 use super::units::Joules;
 use serde::{Deserialize, Serialize};
 
 /// Model and precision levels kept at most; beyond that the one unseen longest goes.
-pub(super) const LEVELS: usize = 32;
+pub(super) const LEVELS: usize = 20;
 
-/// ln-noise of one run before any was seen: 10 %.
-const NOISE: f64 = 0.1;
+/// ln-noise of one run before any was seen.
+const NOISE: f64 = 0.045;
+/// Models that the prior spread of models counts as.
+const SPREAD_WEIGHT: f64 = 2.0;
 
+/// In the saved state: `[name, mean, seen, runs]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "SavedParameter", into = "SavedParameter")]
 pub(super) struct Parameter {
     pub(super) name: String,
     pub(super) mean: f64,
     /// Observation number at which it was last touched.
     pub(super) seen: u64,
     pub(super) runs: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedParameter(String, f32, u64, u64);
+
+impl From<SavedParameter> for Parameter {
+    fn from(saved: SavedParameter) -> Self {
+        Self {
+            name: saved.0,
+            mean: f64::from(saved.1),
+            seen: saved.2,
+            runs: saved.3,
+        }
+    }
+}
+
+impl From<Parameter> for SavedParameter {
+    fn from(p: Parameter) -> Self {
+        Self(p.name, single(p.mean), p.seen, p.runs)
+    }
+}
+
+/// The state is kept at single precision, so that what is saved is what goes on.
+#[expect(clippy::cast_possible_truncation, reason = "meant")]
+fn single(x: f64) -> f32 {
+    x as f32
 }
 
 /// The energy law of one GPU product.
@@ -36,6 +67,12 @@ pub struct Law {
     pub(super) noise: f64,
     pub(super) cusum: (f64, f64),
     pub(super) error: f64,
+    /// What the runs learnt from cover.
+    pub(super) range: Range,
+    /// Whether idle power is part of the energies learnt from; of none yet, of any.
+    pub(super) basis: Option<Basis>,
+    /// Alarms so far that the level of the whole law had moved.
+    pub shifts: u64,
     /// Runs learnt from.
     pub observations: u64,
 }
@@ -51,7 +88,7 @@ pub enum StateError {
     Broken(&'static str),
 }
 
-pub(super) const STATE_VERSION: u32 = 1;
+pub(super) const STATE_VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -59,17 +96,30 @@ struct Saved {
     form: Form,
     gpu: Gpu,
     parameters: Vec<Parameter>,
-    covariance: Vec<f64>,
-    noise: f64,
-    cusum: (f64, f64),
-    error: f64,
+    /// Lower triangle, single precision, little-endian, base64.
+    covariance: String,
+    noise: f32,
+    cusum: (f32, f32),
+    error: f32,
+    range: Range,
+    basis: Option<Basis>,
+    shifts: u64,
     observations: u64,
 }
 
 impl Law {
     /// The law before anything was measured on this product.
     pub fn prior(form: Form, gpu: &Gpu) -> Self {
-        let fixed = form.fixed(&gpu.prior());
+        Self::believed(form, gpu, &gpu.prior())
+    }
+
+    /// The same of the data sheet alone: nothing measured of its family is in it.
+    pub fn prior_of_sheet(form: Form, gpu: &Gpu) -> Self {
+        Self::believed(form, gpu, &gpu.prior_of_sheet())
+    }
+
+    fn believed(form: Form, gpu: &Gpu, prior: &Prior) -> Self {
+        let fixed = form.fixed(prior);
         let variances: Vec<f64> = fixed.iter().map(|(_, belief)| belief.sd.powi(2)).collect();
         Self {
             form,
@@ -87,6 +137,9 @@ impl Law {
             noise: NOISE * NOISE,
             cusum: (0.0, 0.0),
             error: 0.0,
+            range: Range::default(),
+            basis: None,
+            shifts: 0,
             observations: 0,
         }
     }
@@ -95,7 +148,7 @@ impl Law {
     pub fn runs_of(&self, model: &str) -> u64 {
         self.parameters
             .iter()
-            .find(|p| p.name.strip_prefix("model/") == Some(model))
+            .find(|p| p.name == level_name("model/", model))
             .map_or(0, |p| p.runs)
     }
 
@@ -105,11 +158,12 @@ impl Law {
         (self.observations > 0).then_some(self.error)
     }
 
-    /// A parameter for people: joules a start, joules a step, joules a TFLOP, or the
-    /// exponent itself.
+    /// A parameter for people: joules of a start, a step, a TFLOP, 10⁹ elements, 1,000
+    /// launches; else its logarithm or exponent itself.
     pub fn parameter(&self, name: &str) -> Option<f64> {
         let mean = self.parameters[self.index(name)?].mean;
-        Some(if matches!(name, "start" | "step" | "teraflop") {
+        let joules = ["start", "step", "teraflop", "gigaelement", "launch"];
+        Some(if joules.contains(&name) {
             mean.exp()
         } else {
             mean
@@ -123,27 +177,45 @@ impl Law {
 
     /// What a run will cost.
     pub fn predict(&self, features: &Features) -> Prediction {
-        let (ln, variance) = self.ln_energy(features);
-        let models = self
-            .parameters
+        let (ln, mut variance) = self.ln_energy(features);
+        let outside = self.range.outside(features);
+        variance += outside
             .iter()
-            .filter(|p| p.name.starts_with("model/"))
-            .count();
+            .map(|by| (WIDENING * by).powi(2))
+            .sum::<f64>();
         let runs = self.runs_of(&features.model);
         // A model never run is a draw from the models seen; one with runs of its own is
         // known as well as its runs are many.
         let df = if runs == 0 {
-            models as f64 - 2.0
+            (self.models() as f64).max(6.0)
         } else {
-            runs as f64 + 3.0
-        }
-        .max(4.0);
+            runs as f64 + 5.0
+        };
         Prediction {
             median: Joules(ln.exp()),
             ln_sd: variance.sqrt(),
             df,
             runs_of_model: runs,
+            outside: Outside::of(&outside),
         }
+    }
+
+    /// Models with a level of their own.
+    pub fn models(&self) -> usize {
+        let models = self.parameters.iter();
+        models.filter(|p| p.name.starts_with("model/")).count()
+    }
+
+    /// Spread of models about the law, from the levels of those seen and the prior.
+    pub(super) fn model_variance(&self) -> f64 {
+        let seen = self.parameters.iter().enumerate();
+        let seen = seen.filter(|(_, p)| p.name.starts_with("model/") && p.runs > 0);
+        let (mut sum, mut weight) = (SPREAD_WEIGHT * self.form.model_sd().powi(2), SPREAD_WEIGHT);
+        for (i, p) in seen {
+            sum += p.mean.powi(2) + self.covariance.get(i, i).min(0.01);
+            weight += 1.0;
+        }
+        sum / weight
     }
 
     /// ln E and its variance, noise of one run included.
@@ -170,6 +242,8 @@ impl Law {
         for slope in slopes {
             if let Some(i) = self.index(&slope.name) {
                 x[i] = slope.by;
+            } else if slope.name.starts_with("model/") {
+                absent += slope.by.powi(2) * self.model_variance();
             } else {
                 absent += (slope.by * slope.sd).powi(2);
             }
@@ -183,7 +257,7 @@ impl Law {
 
     /// Makes room for a run's own levels, forgetting the one unseen longest where full.
     pub(super) fn admit(&mut self, features: &Features) {
-        for (name, belief) in Form::own(features) {
+        for (name, belief) in self.form.own(features) {
             if self.index(&name).is_none() {
                 self.add(name, belief);
             }
@@ -221,10 +295,13 @@ impl Law {
             form: self.form,
             gpu: self.gpu.clone(),
             parameters: self.parameters.clone(),
-            covariance: self.covariance.lower(),
-            noise: self.noise,
-            cusum: self.cusum,
-            error: self.error,
+            covariance: encode(&self.covariance.lower()),
+            noise: single(self.noise),
+            cusum: (single(self.cusum.0), single(self.cusum.1)),
+            error: single(self.error),
+            range: self.range.clone(),
+            basis: self.basis,
+            shifts: self.shifts,
             observations: self.observations,
         };
         serde_json::to_string(&saved).unwrap_or_default()
@@ -240,9 +317,12 @@ impl Law {
             return Err(StateError::Version(saved.version));
         }
         let n = saved.parameters.len();
-        let covariance = Symmetric::from_lower(n, &saved.covariance).ok_or(StateError::Broken(
-            "the covariance does not fit the parameters",
-        ))?;
+        let covariance = decode(&saved.covariance)
+            .and_then(|lower| Symmetric::from_lower(n, &lower))
+            .filter(|covariance| (0..n).all(|i| covariance.get(i, i) >= 0.0))
+            .ok_or(StateError::Broken(
+                "the covariance does not fit the parameters",
+            ))?;
         if saved.parameters.iter().any(|p| !p.mean.is_finite()) || !saved.noise.is_finite() {
             return Err(StateError::Broken("a parameter is not a number"));
         }
@@ -258,12 +338,48 @@ impl Law {
             gpu: saved.gpu,
             parameters: saved.parameters,
             covariance,
-            noise: saved.noise,
-            cusum: saved.cusum,
-            error: saved.error,
+            noise: f64::from(saved.noise),
+            cusum: (f64::from(saved.cusum.0), f64::from(saved.cusum.1)),
+            error: f64::from(saved.error),
+            range: saved.range,
+            basis: saved.basis,
+            shifts: saved.shifts,
             observations: saved.observations,
         })
     }
+
+    /// Rounds everything to what is saved, so that a restart changes nothing.
+    pub(super) fn settle(&mut self) {
+        let round = |x: f64| f64::from(single(x));
+        for p in &mut self.parameters {
+            p.mean = round(p.mean);
+        }
+        self.covariance.map(round);
+        self.noise = round(self.noise);
+        self.cusum = (round(self.cusum.0), round(self.cusum.1));
+        self.error = round(self.error);
+    }
+}
+
+fn encode(values: &[f64]) -> String {
+    use base64::Engine;
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|x| single(*x).to_le_bytes())
+        .collect();
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+fn decode(text: &str) -> Option<Vec<f64>> {
+    use base64::Engine;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .ok()?;
+    let singles = bytes.chunks_exact(4).map(|four| {
+        let four: [u8; 4] = four.try_into().unwrap_or_default();
+        f64::from(f32::from_le_bytes(four))
+    });
+    bytes.len().is_multiple_of(4).then(|| singles.collect())
 }
 
 impl Prediction {

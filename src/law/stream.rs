@@ -7,8 +7,7 @@
 //!   nothing blows up however long one configuration repeats.
 //! - CUSUM: where errors keep one sign, the law's level opens up and follows.
 
-use super::features::Observation;
-use super::form::Form;
+use super::features::{Features, Observation};
 use super::linalg::dot;
 use super::predict::Prediction;
 use super::state::Law;
@@ -22,6 +21,11 @@ const SLACK: f64 = 0.75;
 const ALARM: f64 = 6.0;
 /// Standard deviation of a shift of the whole law, in ln E, once the alarm has gone off.
 const SHIFT: f64 = 0.25;
+/// Standard deviations of a gross outlier.
+const GROSS: f64 = 6.0;
+/// Joules a step that a GPU can use: below and above, a unit or an annotation is wrong.
+const LEAST_JOULES: f64 = 0.02;
+const MOST_JOULES: f64 = 1e7;
 /// Weight of the newest run in the running mean error.
 const RECENT: f64 = 0.2;
 
@@ -57,17 +61,33 @@ impl Law {
         if !(positive(f.images) && positive(f.calls) && positive(f.flops.0) && positive(f.tokens)) {
             return Outcome::Refused("the workload has no work in it");
         }
+        if self.basis.is_some_and(|basis| basis != run.basis) {
+            return Outcome::Refused(
+                "it is net of idle power and the law is gross, or the other way",
+            );
+        }
+        let per_step = run.energy.0 / (f.starts + f.images * f.calls);
+        if !(LEAST_JOULES..=MOST_JOULES).contains(&per_step) {
+            return Outcome::Refused("so little or so much energy a step no GPU uses");
+        }
         let before = self.predict(f);
+        let seen = before.runs_of_model > 0;
         self.admit(f);
+        self.range.cover(f);
+        self.basis = Some(run.basis);
         let y = run.energy.0.ln();
-        let z = self.filter(run, y);
+        let (z, sample) = self.filter(run, y);
         let reset = self.watch(z);
-        self.score_noise(run, y);
+        if seen {
+            self.score_noise(sample);
+        }
         let error = (before.median.0 / run.energy.0 - 1.0).abs();
         let weight = RECENT.max(1.0 / (self.observations as f64 + 1.0));
         self.error += weight * (error.min(10.0) - self.error);
         self.observations += 1;
-        self.touch(run);
+        let observations = self.observations;
+        self.touch(f, observations);
+        self.settle();
         Outcome::Learnt(Update {
             before,
             error,
@@ -76,10 +96,12 @@ impl Law {
         })
     }
 
-    /// The Kalman step; gives the standardised error of the prediction.
-    fn filter(&mut self, run: &Observation, y: f64) -> f64 {
+    /// The Kalman step; gives the standardised error of the prediction, and a sample of the
+    /// variance of one run.
+    fn filter(&mut self, run: &Observation, y: f64) -> (f64, f64) {
         let start: Vec<f64> = self.parameters.iter().map(|p| p.mean).collect();
-        let mut z = 0.0;
+        let mut z = 0.0_f64;
+        let mut sample = 0.0;
         let mut last = (Vec::new(), Vec::new(), 1.0);
         for iteration in 0..3 {
             let (ln, slopes) = self.linearise(&run.features);
@@ -94,6 +116,7 @@ impl Law {
             let innovation = y - ln - dot(&x, &moved);
             if iteration == 0 {
                 z = innovation / (spread + self.noise).sqrt();
+                sample = (innovation * innovation - spread).max(0.0);
             }
             let noise = self.noise * (z.abs() / HUBER).powi(2).max(1.0);
             let total = spread + noise;
@@ -110,12 +133,17 @@ impl Law {
             self.covariance
                 .add_outer(&px, (1.0 / LAMBDA - 1.0) / spread);
         }
-        z
+        (z, sample)
     }
 
     /// Two-sided CUSUM; opens the law up and starts anew at an alarm.
     fn watch(&mut self, z: f64) -> bool {
-        let z = z.clamp(-3.0, 3.0);
+        // One gross outlier is a wrong annotation; a row of them is another world.
+        let z = if z.abs() > GROSS {
+            z.signum() * 2.0
+        } else {
+            z.clamp(-3.0, 3.0)
+        };
         self.cusum = (
             (self.cusum.0 + z - SLACK).max(0.0),
             (self.cusum.1 - z - SLACK).max(0.0),
@@ -124,8 +152,19 @@ impl Law {
             return false;
         }
         self.cusum = (0.0, 0.0);
+        self.shifts += 1;
         // A world that moves moves as a whole: another driver, another power limit.
-        let whole = |name: &str| matches!(name, "start" | "step" | "teraflop" | "intercept");
+        let whole = |name: &str| {
+            let level = [
+                "start",
+                "step",
+                "teraflop",
+                "intercept",
+                "launch",
+                "gigaelement",
+            ];
+            level.contains(&name)
+        };
         let level: Vec<f64> = self
             .parameters
             .iter()
@@ -135,20 +174,19 @@ impl Law {
         true
     }
 
-    /// Noise from what is left after the step, so that it does not take the law's own
-    /// ignorance for scatter.
-    fn score_noise(&mut self, run: &Observation, y: f64) {
-        let (ln, _) = self.linearise(&run.features);
-        let left = (y - ln).powi(2).min(HUBER.powi(2) * self.noise);
+    /// Scatter of runs about their prediction, beyond what the law's own ignorance explains.
+    fn score_noise(&mut self, sample: f64) {
+        let sample = sample.min(HUBER.powi(2) * self.noise);
         let weight = 1.0 / (self.observations as f64 + 20.0).min(100.0);
         self.noise =
-            (self.noise + weight * (left - self.noise)).clamp(0.02_f64.powi(2), 0.5_f64.powi(2));
+            (self.noise + weight * (sample - self.noise)).clamp(0.02_f64.powi(2), 0.5_f64.powi(2));
     }
 
-    fn touch(&mut self, run: &Observation) {
-        for (name, _) in Form::own(&run.features) {
+    /// Marks the levels of a run as seen.
+    pub(super) fn touch(&mut self, f: &Features, number: u64) {
+        for (name, _) in self.form.own(f) {
             if let Some(i) = self.index(&name) {
-                self.parameters[i].seen = self.observations;
+                self.parameters[i].seen = number;
                 self.parameters[i].runs += 1;
             }
         }

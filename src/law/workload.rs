@@ -1,7 +1,7 @@
 //! The parameters of a diffusion job, in the names `diffusers` uses, read from
 //! annotations without ever guessing at a wrong one.
 
-use super::catalogue::{Catalogue, Cfg, Model};
+use super::catalogue::{Catalogue, Model};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -33,7 +33,16 @@ annotations! {
     PRECISION = "precision", "fp32, tf32, fp16, bf16, fp8, int8 or fp4";
     IMAGES = "num-images", "1 to 10000000, images of one pod";
     BATCH = "batch-size", "1 to 1024, images generated together";
-    FRAMES = "num-frames", "1: the models of the catalogue make images";
+    FRAMES = "num-frames", "1 to 10000 for a model of videos, 1 for one of pictures";
+    NEGATIVE = "negative-prompt", "true or false: whether there is one";
+    STRENGTH = "strength", "0.01 to 1, the part of the steps that image-to-image runs";
+    SCHEDULER = "scheduler", "a scheduler of diffusers, for example HeunDiscreteScheduler";
+    CONTROLNETS = "controlnets", "0 to 8 that run beside each step";
+    LORA = "lora-rank", "0 to 1024, the rank of a LoRA that is not fused";
+    TILING = "vae-tiling", "true or false";
+    REFINER = "refiner", "a model of the catalogue, for example sdxl-refiner";
+    DENOISING_END = "denoising-end", "0 to 1, the part of the steps before the refiner's";
+    IMAGES_DONE = "images-done", "0 to 10000000, what the application has made so far";
 }
 
 /// Number format of the weights and activations.
@@ -83,6 +92,45 @@ impl Precision {
     }
 }
 
+fn one() -> u32 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How often a scheduler calls the denoiser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Scheduler {
+    /// Once a step.
+    #[default]
+    FirstOrder,
+    /// 2·N − 1 calls for N steps: Heun, KDPM2, DPM-SDE.
+    SecondOrder,
+    /// N + 1 calls: PNDM as Stable Diffusion 1 uses it.
+    Pndm,
+}
+
+impl Scheduler {
+    /// By the class name that `diffusers` gives it.
+    pub fn parse(name: &str) -> Option<Self> {
+        const SECOND: [&str; 5] = [
+            "HeunDiscreteScheduler",
+            "FlowMatchHeunDiscreteScheduler",
+            "KDPM2DiscreteScheduler",
+            "KDPM2AncestralDiscreteScheduler",
+            "DPMSolverSDEScheduler",
+        ];
+        match name {
+            name if SECOND.contains(&name) => Some(Self::SecondOrder),
+            "PNDMScheduler" => Some(Self::Pndm),
+            name if name.ends_with("Scheduler") => Some(Self::FirstOrder),
+            _ => None,
+        }
+    }
+}
+
 /// What one pod generates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workload {
@@ -94,8 +142,33 @@ pub struct Workload {
     pub guidance_scale: f64,
     pub true_cfg_scale: f64,
     pub precision: Precision,
+    /// Pictures or videos.
     pub images: u64,
     pub batch: u32,
+    /// Of a video; 1 for pictures.
+    #[serde(default = "one")]
+    pub frames: u32,
+    /// True where guidance has a negative prompt to run with.
+    #[serde(default = "yes")]
+    pub negative_prompt: bool,
+    /// Of image-to-image: the part of the steps that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    /// Calls of the denoiser that the scheduler makes for a number of steps.
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    #[serde(default)]
+    pub controlnets: u32,
+    /// Rank of a LoRA that is not fused into the weights; 0 for none.
+    #[serde(default)]
+    pub lora_rank: u32,
+    #[serde(default)]
+    pub vae_tiling: bool,
+    /// A model of the catalogue that runs the last steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refiner: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denoising_end: Option<f64>,
     /// Annotations that were absent and took the pipeline's own default.
     #[serde(default)]
     pub assumed: Vec<Cow<'static, str>>,
@@ -133,6 +206,82 @@ impl fmt::Display for ParameterError {
 }
 
 impl Workload {
+    /// One picture or video as a model's pipeline makes it where nothing is said.
+    pub fn of(model: &Model) -> Self {
+        let defaults = &model.defaults;
+        Self {
+            model: model.name.clone(),
+            width: defaults.width,
+            height: defaults.height,
+            steps: defaults.steps,
+            guidance_scale: defaults.guidance,
+            true_cfg_scale: defaults.true_cfg,
+            precision: Precision::Fp16,
+            images: 1,
+            batch: 1,
+            frames: if model.frames.is_some() {
+                defaults.frames
+            } else {
+                1
+            },
+            negative_prompt: false,
+            strength: None,
+            scheduler: Scheduler::FirstOrder,
+            controlnets: 0,
+            lora_rank: 0,
+            vae_tiling: false,
+            refiner: None,
+            denoising_end: None,
+            assumed: Vec::new(),
+        }
+    }
+
+    /// Calls of the denoiser for one picture, each of one or two rows as guidance has it.
+    pub fn model_calls(&self) -> f64 {
+        let steps = f64::from(self.steps);
+        let steps = match self.strength {
+            Some(strength) => (steps * strength.clamp(0.0, 1.0)).floor().max(1.0),
+            None => steps,
+        };
+        match self.scheduler {
+            Scheduler::FirstOrder => steps,
+            Scheduler::SecondOrder => 2.0 * steps - 1.0,
+            Scheduler::Pndm => steps + 1.0,
+        }
+    }
+
+    /// What a LoRA that is not fused adds to a pass: `rank·(a + b)/(a·b)` of a layer from a to
+    /// b features, at widths of about 1,500.
+    pub fn surcharge(&self) -> f64 {
+        1.0 + f64::from(self.lora_rank) * 2.0 / 1500.0
+    }
+
+    /// What overlapping tiles add to decoding: tiles of the size the autoencoder was trained
+    /// at, three quarters of a tile apart.
+    pub fn tiling(&self, model: &Model) -> f64 {
+        if !self.vae_tiling {
+            return 1.0;
+        }
+        let side = |pixels: u32, tile: u32| {
+            let (length, tile) = (f64::from(pixels), f64::from(tile.max(64)));
+            if length <= tile {
+                return 1.0;
+            }
+            let stride = tile * 0.75;
+            let tiles = (length / stride).ceil();
+            let covered = |n: f64| tile.min(length - n * stride);
+            let mut sum = 0.0;
+            let mut n = 0.0;
+            while n < tiles {
+                sum += covered(n);
+                n += 1.0;
+            }
+            sum / length
+        };
+        let tile = model.defaults.width.min(model.defaults.height);
+        side(self.width, tile) * side(self.height, tile)
+    }
+
     /// Reads a workload from annotations; parameters that are absent take the model's
     /// pipeline default and are listed in `assumed`.
     ///
@@ -151,12 +300,11 @@ impl Workload {
             return Err(vec![error(MODEL, None)]);
         };
         let Some(model) = catalogue.get(name) else {
-            let known = catalogue.names().collect::<Vec<_>>().join(", ");
             let mut error = error(MODEL, Some(name));
-            error.allowed = format!("a known model ({known}) nor a DiffusionModel of this cluster");
+            error.allowed = not_known(name, catalogue);
             return Err(vec![error]);
         };
-        let workload = reader.read(model);
+        let workload = reader.read(model, catalogue);
         reader.unknown();
         if reader.errors.is_empty() {
             Ok(workload)
@@ -164,6 +312,32 @@ impl Workload {
             Err(reader.errors)
         }
     }
+}
+
+/// What is allowed instead of a model that is not known.
+fn not_known(name: &str, catalogue: &Catalogue) -> String {
+    let like = catalogue.like(name);
+    if !like.is_empty() {
+        let like = like.join(" or ");
+        return format!(
+            "a known model (did you mean {like}?) nor a DiffusionModel of this cluster"
+        );
+    }
+    let known = catalogue.names().collect::<Vec<_>>().join(", ");
+    format!("a known model ({known}) nor a DiffusionModel of this cluster")
+}
+
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
+}
+
+fn fraction(text: &str) -> Option<f64> {
+    let number: f64 = text.parse().ok()?;
+    (0.0..=1.0).contains(&number).then_some(number)
 }
 
 fn error(annotation: Annotation, value: Option<&str>) -> ParameterError {
@@ -182,26 +356,40 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn read(&mut self, model: &Model) -> Workload {
-        let (width, height) = self.size(model.default_size);
-        let true_cfg = if model.cfg == Cfg::Sequential && model.name == "qwen-image" {
-            model.default_guidance
-        } else {
-            1.0
-        };
+    fn read(&mut self, model: &Model, catalogue: &Catalogue) -> Workload {
+        let defaults = &model.defaults;
+        let (width, height) = self.size(defaults.width, defaults.height);
         let batch = self.number(BATCH, 1, 1, 1024);
         let images = self.number(IMAGES, u64::from(batch), 1, 10_000_000);
-        self.number(FRAMES, 1, 1, 1);
+        let most = if model.frames.is_some() { 10_000 } else { 1 };
+        let frames = self.number(FRAMES, defaults.frames.min(most), 1, most);
+        // An author who sets the scale means guidance to run.
+        let scaled = self.annotations.contains_key(TRUE_CFG.name);
+        let negative = self.value(NEGATIVE, scaled, truth);
+        let strength = self.optional(STRENGTH, |text| fraction(text).filter(|s| *s >= 0.01));
+        let scheduler = self.optional(SCHEDULER, Scheduler::parse);
+        self.optional(IMAGES_DONE, |text| {
+            text.parse::<u64>().ok().filter(|n| *n <= 10_000_000)
+        });
         Workload {
             model: model.name.clone(),
             width,
             height,
-            steps: self.number(STEPS, model.default_steps, 1, 1000),
-            guidance_scale: self.scale(GUIDANCE, model.default_guidance),
-            true_cfg_scale: self.scale(TRUE_CFG, true_cfg),
+            steps: self.number(STEPS, defaults.steps, 1, 1000),
+            guidance_scale: self.scale(GUIDANCE, defaults.guidance),
+            true_cfg_scale: self.scale(TRUE_CFG, defaults.true_cfg),
             precision: self.precision(),
             images,
             batch: batch.min(u32::try_from(images).unwrap_or(u32::MAX)),
+            frames,
+            negative_prompt: negative,
+            strength,
+            scheduler: scheduler.unwrap_or_default(),
+            controlnets: self.rare(CONTROLNETS, 8),
+            lora_rank: self.rare(LORA, 1024),
+            vae_tiling: self.optional(TILING, truth).unwrap_or(false),
+            refiner: self.optional(REFINER, |name| Some(catalogue.get(name)?.name.clone())),
+            denoising_end: self.optional(DENOISING_END, fraction),
             assumed: std::mem::take(&mut self.assumed),
         }
     }
@@ -227,14 +415,14 @@ impl Reader<'_> {
         }
     }
 
-    fn size(&mut self, default: u32) -> (u32, u32) {
+    fn size(&mut self, width: u32, height: u32) -> (u32, u32) {
         let given = |a: Annotation| self.annotations.contains_key(a.name);
         match (given(WIDTH), given(HEIGHT)) {
             (true, false) => self.errors.push(error(HEIGHT, None)),
             (false, true) => self.errors.push(error(WIDTH, None)),
             _ => {}
         }
-        (self.side(WIDTH, default), self.side(HEIGHT, default))
+        (self.side(WIDTH, width), self.side(HEIGHT, height))
     }
 
     fn side(&mut self, annotation: Annotation, default: u32) -> u32 {
@@ -265,6 +453,25 @@ impl Reader<'_> {
 
     fn precision(&mut self) -> Precision {
         self.value(PRECISION, Precision::Fp16, Precision::parse)
+    }
+
+    /// What most workloads do not have: 0 where it is absent, and nothing is assumed.
+    fn rare(&mut self, annotation: Annotation, most: u32) -> u32 {
+        let parse = |text: &str| text.parse().ok().filter(|n| *n <= most);
+        self.optional(annotation, parse).unwrap_or(0)
+    }
+
+    fn optional<T>(
+        &mut self,
+        annotation: Annotation,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.annotations.get(annotation.name)?;
+        let parsed = parse(text.trim());
+        if parsed.is_none() {
+            self.errors.push(error(annotation, Some(text)));
+        }
+        parsed
     }
 
     fn value<T>(

@@ -1,6 +1,10 @@
 //! GPU products: one name for the many ways NVML, GPU feature discovery and clouds
 //! spell them, and the prior of the energy law for each family.
 
+mod specs;
+
+pub use specs::{Generation, Sheet};
+
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -8,29 +12,60 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Gpu(String);
 
-/// What is believed of a GPU before anything was measured on it: medians of a step's
-/// and a teraFLOP's energy in joules, and how many natural logarithms they may be off
-/// (one standard deviation).
+/// What is believed of a GPU before anything was measured on it: medians in joules, and how
+/// many natural logarithms they may be off (one standard deviation).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prior {
+    /// Of the additive and the paper's form: a step, a TFLOP.
     pub step_joules: f64,
     pub step_sd: f64,
     pub tera_flop_joules: f64,
     pub tera_flop_sd: f64,
+    /// Of the roofline form: a TFLOP of plain products, 10⁹ elements moved by memory-bound
+    /// kernels at 16 bits, a thousand launches.
+    pub product_joules: f64,
+    pub product_sd: f64,
+    pub element_joules: f64,
+    pub element_sd: f64,
+    pub launch_joules: f64,
+    pub launch_sd: f64,
     /// Where the figures are from, for people.
     pub source: &'static str,
 }
 
-/// (name begins with, J a step, J a TFLOP): additive fits to public measurements with
-/// the NVML counter, idle power not subtracted (ML.ENERGY leaderboard v2; DiT runs on
-/// B200). They are gross figures, as the exporter's are.
-const KNOWN: &[(&str, f64, f64, &str)] = &[
-    ("a100", 5.2, 3.03, "ML.ENERGY v2, A100"),
-    ("h100", 6.8, 2.39, "ML.ENERGY v2, H100"),
-    ("h200", 6.8, 2.39, "as H100, of one architecture"),
-    ("gh200", 6.8, 2.39, "as H100, of one architecture"),
-    ("b200", 3.8, 2.23, "public DiT runs, B200"),
+/// Fits to public measurements with the NVML counter, idle power not subtracted; gross
+/// figures, as the exporter's are: (name begins with; additive J a step, J a TFLOP; roofline
+/// J a TFLOP, J for 10⁹ elements, J for 1,000 launches).
+type Known = (&'static str, (f64, f64), (f64, f64, f64), &'static str);
+
+const KNOWN: &[Known] = &[
+    ("a100", (5.2, 3.03), (2.1, 0.6, 4.6), "ML.ENERGY v2, A100"),
+    ("h100", (6.8, 2.39), (1.4, 0.7, 5.9), "ML.ENERGY v2, H100"),
+    (
+        "h200",
+        (6.8, 2.39),
+        (1.4, 0.6, 5.9),
+        "as H100, of one architecture",
+    ),
+    (
+        "gh200",
+        (6.8, 2.39),
+        (1.4, 0.6, 5.9),
+        "as H100, of one architecture",
+    ),
+    (
+        "b200",
+        (3.8, 2.23),
+        (1.3, 0.5, 5.0),
+        "public DiT runs, B200",
+    ),
 ];
+
+/// A product of the middle, for names without a data sheet: W, TFLOPS, GB/s.
+const MIDDLE: (f64, f64, f64) = (350.0, 300.0, 1200.0);
+/// Data-sheet figures follow into the prior by the square root, about this product: an A100,
+/// of which 1.28 W for a TFLOPS and 0.257 W for a GB/s are known.
+const SHEET_PRODUCT: (f64, f64) = (1.282, 1.9);
 
 /// The products a cluster is likeliest to hold, for messages that list what is allowed.
 pub const EXAMPLES: &str = "NVIDIA-A100-SXM4-40GB, NVIDIA-H100-80GB-HBM3, NVIDIA-L40S";
@@ -134,27 +169,60 @@ impl Gpu {
         name.trim_matches(['-', '.']).to_owned()
     }
 
-    /// The prior of the law on this product: measured where the family was, else wide.
+    /// The data sheet, where there is one.
+    pub fn sheet(&self) -> Option<&'static Sheet> {
+        specs::of(&self.0)
+    }
+
+    /// The prior of the law on this product: measured where the family was, else from the
+    /// data sheet, else wide.
     pub fn prior(&self) -> Prior {
-        KNOWN
-            .iter()
-            .find(|(family, ..)| self.0.starts_with(family))
-            .map_or(
-                Prior {
-                    step_joules: 4.0,
-                    step_sd: 0.75,
-                    tera_flop_joules: 2.4,
-                    tera_flop_sd: 0.5,
-                    source: "no measurement of this family: all families, widened",
-                },
-                |&(_, step_joules, tera_flop_joules, source)| Prior {
-                    step_joules,
-                    step_sd: 0.4,
-                    tera_flop_joules,
-                    tera_flop_sd: 0.25,
-                    source,
-                },
-            )
+        let Some(&(_, additive, roofline, source)) =
+            KNOWN.iter().find(|(family, ..)| self.0.starts_with(family))
+        else {
+            return self.prior_of_sheet();
+        };
+        Prior {
+            step_joules: additive.0,
+            step_sd: 0.4,
+            tera_flop_joules: additive.1,
+            tera_flop_sd: 0.25,
+            product_joules: roofline.0,
+            product_sd: 0.25,
+            element_joules: roofline.1,
+            element_sd: 0.25,
+            launch_joules: roofline.2,
+            launch_sd: 0.4,
+            source,
+        }
+    }
+
+    /// The prior that a data sheet alone gives; nothing measured is in it.
+    pub fn prior_of_sheet(&self) -> Prior {
+        let sheet = self.sheet();
+        let (power, throughput, bandwidth) =
+            sheet.map_or(MIDDLE, |s| (s.power, s.throughput, s.bandwidth));
+        let product = SHEET_PRODUCT.1 * (power / throughput / SHEET_PRODUCT.0).sqrt();
+        // Two bytes an element at the board's full power, a little below full bandwidth.
+        let element = 1.25 * 2.0 * power / bandwidth;
+        let known = sheet.is_some();
+        Prior {
+            step_joules: 4.0,
+            step_sd: 0.75,
+            tera_flop_joules: if known { 1.4 * product } else { 2.4 },
+            tera_flop_sd: 0.5,
+            product_joules: if known { product } else { 1.8 },
+            product_sd: if known { 0.4 } else { 0.5 },
+            element_joules: if known { element } else { 0.5 },
+            element_sd: 0.35,
+            launch_joules: 4.5,
+            launch_sd: 0.6,
+            source: if known {
+                "data sheet, widened: nothing measured of this family"
+            } else {
+                "no data sheet and no measurement of this product: all products, widened"
+            },
+        }
     }
 }
 

@@ -1,0 +1,257 @@
+//! Measured runs from a table: CSV, one run a line, or JSON lines with the same names.
+//!
+//! Columns, in any order: `model, gpu, width, height, steps`, and the energy with its unit in
+//! its name: `energy_joules_per_image`, `energy_wh_per_image`, or of the whole run
+//! `energy_joules`, `energy_wh`, `energy_kwh` with `images`. Optional: `num_gpus` (1),
+//! `precision` (fp16), `frames` (1), `cfg` (false) or `guidance_scale` and `true_cfg_scale`,
+//! `batch_size` (1), `strength`, `scheduler`, `basis` (gross). Others are ignored.
+
+mod row;
+
+use super::catalogue::Catalogue;
+use super::features::Observation;
+use super::gpu::Gpu;
+use std::collections::BTreeMap;
+
+/// A row that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {why}")]
+pub struct RowError {
+    pub line: u64,
+    pub why: String,
+}
+
+/// The table as a whole cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    #[error("the first line is not a CSV header")]
+    Header(#[source] csv::Error),
+    #[error("line {0}: a quote is opened and not closed on the line: close it, or take it out")]
+    Quote(u64),
+    #[error(
+        "column {0} is missing; needed are model, gpu, width, height, steps, energy_joules_per_image"
+    )]
+    Column(&'static str),
+    #[error(
+        "the column energy names no unit: call it energy_joules_per_image, energy_wh_per_image, or of a whole run energy_joules, energy_wh or energy_kwh"
+    )]
+    Unit,
+}
+
+/// Runs by GPU product, and the rows that were left out.
+#[derive(Debug, Default)]
+pub struct Dataset {
+    pub runs: BTreeMap<Gpu, Vec<Observation>>,
+    pub left_out: Vec<RowError>,
+}
+
+impl Dataset {
+    fn push(&mut self, line: u64, row: Result<(Gpu, Observation), String>) {
+        match row {
+            Ok((gpu, run)) => self.runs.entry(gpu).or_default().push(run),
+            Err(why) => self.left_out.push(RowError { line, why }),
+        }
+    }
+}
+
+const NEEDED: [&str; 5] = ["model", "gpu", "width", "height", "steps"];
+
+/// Reads a CSV table; rows that cannot be used are listed, never guessed at.
+pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetError> {
+    let mut reader = csv::ReaderBuilder::new()
+        .flexible(true)
+        .from_reader(text.as_bytes());
+    let header = reader.headers().map_err(DatasetError::Header)?.clone();
+    let has = |name: &str| header.iter().any(|h| h.trim() == name);
+    if let Some(name) = NEEDED.into_iter().find(|name| !has(name)) {
+        return Err(DatasetError::Column(name));
+    }
+    if !row::ENERGIES.iter().any(|(name, ..)| has(name)) {
+        return Err(if has("energy") {
+            DatasetError::Unit
+        } else {
+            DatasetError::Column("energy_joules_per_image")
+        });
+    }
+    let mut dataset = Dataset::default();
+    for (index, record) in reader.records().enumerate() {
+        let mut at = None;
+        if let Ok(record) = &record
+            && record.iter().any(|field| field.contains('\n'))
+        {
+            // A quote that is not closed would swallow the rows after it unseen.
+            let byte = record.position().map_or(0, csv::Position::byte);
+            return Err(DatasetError::Quote(line_of(text, byte)));
+        }
+        let row = record
+            .map_err(|error| error.to_string())
+            .and_then(|record| {
+                at = record.position().map(csv::Position::byte);
+                if record.len() > header.len() {
+                    return Err(format!(
+                        "it has {} fields and the header {}: is there a decimal comma?",
+                        record.len(),
+                        header.len()
+                    ));
+                }
+                let fields = header.iter().map(str::trim);
+                let fields = fields.zip(record.iter().map(|field| field.trim().to_owned()));
+                row::observe(&fields.collect(), catalogue)
+            });
+        let line = at.map_or(index as u64 + 2, |byte| line_of(text, byte));
+        dataset.push(line, row);
+    }
+    Ok(dataset)
+}
+
+/// Reads JSON lines: an object a line, numbers and texts alike.
+pub fn read_json_lines(text: &str, catalogue: &Catalogue) -> Dataset {
+    let mut dataset = Dataset::default();
+    for (index, line) in text.lines().enumerate() {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let object = serde_json::from_str::<BTreeMap<String, serde_json::Value>>(line);
+        let row = object
+            .map_err(|error| format!("it is no JSON object: {error}"))
+            .and_then(|object| {
+                let plain = object.iter().map(|(name, value)| {
+                    let text = match value {
+                        serde_json::Value::String(text) => text.clone(),
+                        serde_json::Value::Null => String::new(),
+                        other => other.to_string(),
+                    };
+                    (name.as_str(), text)
+                });
+                row::observe(&plain.collect(), catalogue)
+            });
+        dataset.push(index as u64 + 1, row);
+    }
+    dataset
+}
+
+/// The line that a record begins on; its position may still be on the end of the line
+/// before.
+fn line_of(text: &str, byte: u64) -> u64 {
+    let bytes = text.as_bytes();
+    let byte = usize::try_from(byte).unwrap_or(0).min(bytes.len());
+    let ends = bytes[byte..]
+        .iter()
+        .take_while(|b| matches!(b, b'\r' | b'\n'))
+        .count();
+    text.get(..byte + ends)
+        .map_or(0, |before| before.matches('\n').count() as u64)
+        + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str =
+        "model,gpu,width,height,steps,energy_joules_per_image,frames,cfg,precision";
+
+    fn read(rows: &str) -> Dataset {
+        read_csv(&format!("{HEADER}\n{rows}"), &Catalogue::built_in()).unwrap()
+    }
+
+    #[test]
+    fn rows_that_cannot_be_used_are_named_by_line_and_reason() {
+        let dataset = read(
+            "sdxl,A100,1024,1024,25,900,1,true,fp16\n\
+             nosuch,A100,1024,1024,25,900,1,true,fp16\n\
+             sdxl,A100,1024,1024,25,-1,1,true,fp16\n\
+             sdxl,A100,1024,1024,25,900,16,true,fp16\n\
+             sdxl,A100,1024\n",
+        );
+        assert_eq!(dataset.runs.values().map(Vec::len).sum::<usize>(), 1);
+        let lines: Vec<String> = dataset.left_out.iter().map(ToString::to_string).collect();
+        assert!(
+            lines[0].starts_with("line 3: model \"nosuch\""),
+            "{lines:?}"
+        );
+        assert!(lines[1].starts_with("line 4: energy"), "{lines:?}");
+        assert!(lines[2].starts_with("line 5: frames"), "{lines:?}");
+        assert!(
+            lines[3].starts_with("line 6: it has fewer fields"),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn json_lines_say_the_same_as_the_table() {
+        let table = read("sdxl,A100,1024,1024,25,900,1,true,fp16\n");
+        let line = r#"{"model":"sdxl","gpu":"A100","width":1024,"height":1024,"steps":25,"energy_joules_per_image":900,"cfg":true}"#;
+        let lines = read_json_lines(&format!("{line}\n\nnonsense\n"), &Catalogue::built_in());
+        assert_eq!(lines.runs, table.runs);
+        assert_eq!(lines.left_out[0].line, 3);
+    }
+
+    #[test]
+    fn energies_of_whole_runs_in_other_units_are_the_same_energies() {
+        let one = |header: &str, row: &str| {
+            let text =
+                format!("model,gpu,width,height,steps,{header}\nsdxl,A100,1024,1024,25,{row}\n");
+            let data = read_csv(&text, &Catalogue::built_in()).unwrap();
+            assert!(data.left_out.is_empty(), "{:?}", data.left_out);
+            data.runs.values().next().unwrap()[0].energy.0
+        };
+        assert!((one("energy_joules_per_image", "720") - 720.0).abs() < 1e-9);
+        assert!((one("energy_wh_per_image", "0.2") - 720.0).abs() < 1e-9);
+        assert!((one("energy_kwh,images", "0.002,10") - 720.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_reason() {
+        let said = |header: &str, row: &str| {
+            let text =
+                format!("model,gpu,width,height,steps,{header}\nsdxl,A100,1024,1024,50,{row}\n");
+            match read_csv(&text, &Catalogue::built_in()) {
+                Ok(data) => data.left_out[0].to_string(),
+                Err(error) => error.to_string(),
+            }
+        };
+        for (header, row, needle) in [
+            ("energy", "900", "names no unit"),
+            (
+                "energy_joules_per_image",
+                "900,5",
+                "line 2: it has 7 fields",
+            ),
+            ("energy_joules_per_image", "\"900,5\"", "decimal comma"),
+            ("energy_joules_per_image", "1", "50 steps"),
+            ("energy_joules_per_image", "NaN", "positive"),
+            ("energy_joules_per_image,basis", "900,net of it", "basis"),
+            ("energy_joules", "900", "images"),
+        ] {
+            let said = said(header, row);
+            assert!(said.contains(needle), "{header} {row}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_is_an_error_and_swallows_no_row() {
+        let rows = format!(
+            "{HEADER}\n\
+             sdxl,A100,1024,1024,25,900,1,true,fp16\n\
+             \"sdxl,A100,1024,1024,25,900,1,true,fp16\n\
+             sdxl,A100,1024,1024,25,900,1,true,fp16\n"
+        );
+        let error = read_csv(&rows, &Catalogue::built_in()).unwrap_err();
+        assert!(error.to_string().contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_column_is_named() {
+        let error = read_csv("model,gpu\n", &Catalogue::built_in()).unwrap_err();
+        assert!(error.to_string().contains("width"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_whatever_makes_it_panic(text in "\\PC{0,200}") {
+            let _ = read_csv(&text, &Catalogue::built_in());
+            let _ = read_csv(&format!("{HEADER}\n{text}"), &Catalogue::built_in());
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! From a network's `config.json` to its work.
+
+use super::work::Work;
+use super::{autoencoder, dit, mmdit, text, unet, unet_kandinsky3, unet_motion, video};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// A configuration that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("_class_name is missing; it says which network the file configures")]
+    NoClass,
+    #[error("_class_name {0:?} is none of the networks that can be counted: {known}", known = CLASSES.join(", "))]
+    UnknownClass(String),
+    #[error("{class}: {why}")]
+    Fields { class: String, why: String },
+    #[error("{class}: {field} is {value}; {allowed}")]
+    Value {
+        class: String,
+        field: &'static str,
+        value: String,
+        allowed: &'static str,
+    },
+}
+
+/// A walker through a network, and what it needs to know besides its configuration.
+type Walk = fn(&Value, f64) -> Result<Work, ConfigError>;
+
+/// What can be counted, by `_class_name`.
+const WALKS: &[(&str, Walk)] = &[
+    ("UNet2DConditionModel", unet::walk),
+    ("ControlNetModel", unet::walk_controlnet),
+    ("Kandinsky3UNet", unet_kandinsky3::walk),
+    ("UNet3DConditionModel", unet_motion::walk_3d),
+    ("I2VGenXLUNet", unet_motion::walk_3d),
+    ("UNetMotionModel", unet_motion::walk_motion),
+    (
+        "UNetSpatioTemporalConditionModel",
+        unet_motion::walk_spatio_temporal,
+    ),
+    ("SD3Transformer2DModel", mmdit::walk_sd3),
+    ("FluxTransformer2DModel", mmdit::walk_flux),
+    ("ChromaTransformer2DModel", mmdit::walk_flux),
+    ("QwenImageTransformer2DModel", mmdit::walk_qwen),
+    ("HunyuanVideoTransformer3DModel", mmdit::walk_hunyuan_video),
+    ("PixArtTransformer2DModel", dit::walk_pixart),
+    ("HunyuanDiT2DModel", dit::walk_hunyuan),
+    ("SanaTransformer2DModel", dit::walk_sana),
+    ("PriorTransformer", dit::walk_prior),
+    ("WanTransformer3DModel", video::walk_wan),
+    ("CogVideoXTransformer3DModel", video::walk_cogvideox),
+    ("LTXVideoTransformer3DModel", video::walk_ltx),
+    ("AutoencoderKL", autoencoder::walk_kl),
+    ("AutoencoderKLTemporalDecoder", autoencoder::walk_temporal),
+    ("VQModel", autoencoder::walk_vq),
+    ("CLIPTextModel", text::walk_clip),
+    ("CLIPTextModelWithProjection", text::walk_clip),
+    ("CLIPVisionModelWithProjection", text::walk_vision),
+    ("BertModel", text::walk_clip),
+    ("T5EncoderModel", text::walk_t5),
+    ("MT5EncoderModel", text::walk_t5),
+    ("UMT5EncoderModel", text::walk_t5),
+    ("Qwen2_5_VLForConditionalGeneration", text::walk_decoder),
+    ("LlamaModel", text::walk_decoder),
+    ("Gemma2Model", text::walk_decoder),
+    ("Gemma2ForCausalLM", text::walk_decoder),
+    ("Qwen3Model", text::walk_decoder),
+    ("Qwen3ForCausalLM", text::walk_decoder),
+];
+
+/// Their names, for messages.
+const CLASSES: &[&str] = &[
+    "UNet2DConditionModel",
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "QwenImageTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "WanTransformer3DModel",
+    "AutoencoderKL",
+    "CLIPTextModel",
+    "T5EncoderModel and their relatives",
+];
+
+/// Works out one pass of the network that `config` describes; `text_tokens` is the length of
+/// the text that a denoiser attends to, or that a text encoder reads.
+///
+/// # Errors
+/// A class that cannot be counted, or a field that makes no sense, by name.
+pub fn measure(config: &Value, text_tokens: f64) -> Result<Work, ConfigError> {
+    let name = class(config).ok_or(ConfigError::NoClass)?;
+    let walk = WALKS.iter().find(|(known, _)| *known == name);
+    let Some((_, walk)) = walk else {
+        return Err(ConfigError::UnknownClass(name.to_owned()));
+    };
+    walk(config, text_tokens)
+}
+
+/// The network's class: `_class_name` of `diffusers`, else the first of `architectures` of
+/// `transformers`.
+pub fn class(config: &Value) -> Option<&str> {
+    let own = config.get("_class_name").and_then(Value::as_str);
+    own.or_else(|| config.get("architectures")?.get(0)?.as_str())
+}
+
+/// Reads the fields that a walker needs; all others are ignored, as `diffusers` has many.
+pub(super) fn fields<T: DeserializeOwned>(config: &Value) -> Result<T, ConfigError> {
+    T::deserialize(config).map_err(|error| ConfigError::Fields {
+        class: class(config).unwrap_or_default().to_owned(),
+        why: error.to_string(),
+    })
+}
+
+/// Refuses a count that would make a walk endless or empty.
+pub(super) fn within(
+    config: &Value,
+    field: &'static str,
+    value: usize,
+    most: usize,
+) -> Result<usize, ConfigError> {
+    if (1..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(ConfigError::Value {
+        class: class(config).unwrap_or_default().to_owned(),
+        field,
+        value: value.to_string(),
+        allowed: "it must be positive and no more than networks have",
+    })
+}
+
+/// A number, or one for each level.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum PerLevel<T> {
+    One(T),
+    Each(Vec<T>),
+}
+
+impl<T: Clone> PerLevel<T> {
+    pub(super) fn at(&self, level: usize) -> Option<T> {
+        match self {
+            Self::One(value) => Some(value.clone()),
+            Self::Each(values) => values.get(level).or(values.last()).cloned(),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What one pass of a network costs, worked out of its published configuration.
+//!
+//! Each file walks the layers of one family as `diffusers` or `transformers` runs them and
+//! adds up, for every layer, its FLOPs by kind, the elements that its memory-bound kernels
+//! move, its weights and the kernels it launches, as polynomials in the size of the picture.
+//! Nothing is looked up by size. Field names are those of the models' own `config.json`.
+//!
+//! The counts agree with operation-by-operation counts of the same configurations (1
+//! multiply-accumulate = 2 FLOPs) within 1 %.
+
+mod autoencoder;
+mod config;
+mod counter;
+mod dit;
+mod mmdit;
+mod polynomial;
+mod text;
+mod unet;
+mod unet_kandinsky3;
+mod unet_motion;
+mod video;
+mod work;
+
+pub use config::{ConfigError, class, measure};
+pub use counter::{Counter, Scope, Tokens};
+pub use polynomial::{Extent, Polynomial};
+pub use work::{Amount, Work};
