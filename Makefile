@@ -2,8 +2,9 @@
 # Both install what they need beyond Rust 1.95, Go 1.26 and git.
 SHELL := bash
 CARGO ?= cargo
+DATA ?= ../shared/data/energy
 
-.PHONY: help demo test check fmt clippy deny generate generated plane bench fuzz gpu-check soak install-tools test-tools clean
+.PHONY: help demo test check fmt clippy deny generate generated plane score bench fuzz gpu-check soak install-tools test-tools clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +50,13 @@ plane: install-tools ## Start a control plane, leave it running, print its KUBEC
 	$(CARGO) build -q -p harness
 	@tests/plane/build.sh >/dev/null
 	target/debug/plane
+
+score: ## Score the law on the public data of DATA (../shared/data/energy) into docs/accuracy.md
+	@ls $(DATA)/*.csv >/dev/null 2>&1 || { echo "score: there is no CSV file in $(DATA); set DATA to a folder with measured runs"; exit 1; }
+	$(CARGO) build -q --bin jouleward
+	target/debug/jouleward score $(DATA)/*.csv
+	target/debug/jouleward score $(DATA)/*.csv --markdown > docs/accuracy.md
+	@echo "score: written to docs/accuracy.md"
 
 bench: install-tools ## Print the figures of docs/benchmarks.md
 	$(CARGO) build --release --workspace

@@ -133,6 +133,8 @@ metrics! { CONTROLLER_METRICS:
     REFUSALS = Counter "refusals" None, "namespace, reason", "Held jobs refused, by reason";
     LAW_ERROR = Gauge "law_error" RATIO, "gpu, form", "Running mean of |predicted - measured| / measured";
     LAW_OBSERVATIONS = Gauge "law_observations" None, "gpu, form", "Jobs the law has learnt from";
+    LAW_SHIFTS = Counter "law_shifts" None, "gpu, form", "Times that a law's level was found to have moved";
+    ANNOTATION_SUSPECT = Gauge "annotation_suspect" RATIO, "namespace, gpu", "What a namespace's jobs burn beside their annotations, where it stands apart from the others";
     OBSERVATIONS_REFUSED = Counter "observations_refused" None, "reason", "Finished jobs the law did not learn from";
     LEADER = Gauge "leader" None, "identity", "1 while this replica leads";
     CYCLE_SECONDS = Histogram "cycle_duration" SECONDS, "", "How long one gather-decide-apply cycle takes";

@@ -1,7 +1,7 @@
 //! `EnergyLaw`: the law of one GPU product, with its whole state.
 
 use super::Condition;
-use crate::law::Form;
+use crate::law::{Form, Standing, Standings};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -70,8 +70,49 @@ pub struct EnergyLawStatus {
     /// When the law last learnt, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_fit: Option<String>,
-    /// Ready.
+    /// How each namespace's jobs compare with the law.
+    #[schemars(length(max = 64))]
+    pub namespaces: Vec<NamespaceStanding>,
+    /// Ready, LevelMoved, AnnotationSuspect.
     pub conditions: Vec<Condition>,
+}
+
+/// One namespace's jobs beside the law.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceStanding {
+    /// Name of the namespace.
+    pub namespace: String,
+    /// Its jobs that were compared.
+    pub runs: i64,
+    /// Mean of what they burned beside what was predicted, in parts per thousand of ln.
+    pub off_permille: i64,
+}
+
+impl EnergyLawStatus {
+    /// The standings in the law's own terms.
+    pub fn standings(&self) -> Standings {
+        let standing = |s: &NamespaceStanding| Standing {
+            namespace: s.namespace.clone(),
+            off: s.off_permille as f64 / 1000.0,
+            runs: u64::try_from(s.runs).unwrap_or(0),
+        };
+        Standings(self.namespaces.iter().map(standing).collect())
+    }
+
+    /// Writes them back.
+    pub fn set_standings(&mut self, standings: &Standings) {
+        let written = |s: &Standing| NamespaceStanding {
+            namespace: s.namespace.clone(),
+            runs: i64::try_from(s.runs).unwrap_or(i64::MAX),
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a logarithm in thousandths"
+            )]
+            off_permille: (s.off * 1000.0).round() as i64,
+        };
+        self.namespaces = standings.0.iter().map(written).collect();
+    }
 }
 
 /// A figure with its name, as text.

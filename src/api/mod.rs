@@ -24,7 +24,7 @@ pub use carbon_budget::{
 };
 pub use condition::{Condition, set_condition};
 pub use diffusion_model::{DenoiserSpec, DiffusionModel, DiffusionModelSpec, DiffusionModelStatus};
-pub use energy_law::{EnergyLaw, EnergyLawSpec, EnergyLawStatus, NamedValue};
+pub use energy_law::{EnergyLaw, EnergyLawSpec, EnergyLawStatus, NamedValue, NamespaceStanding};
 pub use grid_zone::{GridSource, GridZone, GridZoneSpec, GridZoneStatus, site_of};
 pub use reservation::{
     BookedCharge, CarbonReservation, CarbonReservationSpec, IntensityUsed, JoinedBudget, LawUsed,

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 /// What a job asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
+    /// Whose annotations these are; empty where no cluster is asked.
+    pub namespace: String,
     pub workload: Workload,
     /// Pods that each generate the workload's images.
     pub pods: u32,
@@ -30,6 +32,8 @@ pub struct Site {
 pub struct Oracle {
     pub catalogue: Catalogue,
     pub laws: BTreeMap<Gpu, Law>,
+    /// Namespaces whose annotations do not fit what they burn, and by which factor.
+    pub suspects: BTreeMap<(Gpu, String), f64>,
     pub sites: Vec<Site>,
     /// Where no node is known yet, or none is eligible.
     pub fallback: (Intensity, Pue),
@@ -50,6 +54,8 @@ pub struct Estimate {
     pub pue: Pue,
     /// True where several products were eligible and the dearest was taken.
     pub dearest: bool,
+    /// What the namespace's annotations are known to be off by, and was multiplied in.
+    pub calibrated: Option<f64>,
 }
 
 /// Why nothing can be predicted.
@@ -80,12 +86,16 @@ impl Oracle {
             .iter()
             .map(|site| {
                 let law = self.law(&site.gpu);
-                let prediction = law.predict(&features);
+                let mut prediction = law.predict(&features);
+                let suspect = (site.gpu.clone(), request.namespace.clone());
+                let calibrated = self.suspects.get(&suspect).copied();
+                prediction.median.0 *= calibrated.unwrap_or(1.0);
                 let footprint = Footprint::of(&prediction, p, &site.intensity, &site.pue);
-                (site, law.form, law.observations, prediction, footprint)
+                let law = (law.form, law.observations);
+                (site, law, prediction, calibrated, footprint)
             })
             .max_by_key(|(.., footprint)| footprint.charged);
-        let Some((site, form, observations, prediction, footprint)) = dearest else {
+        let Some((site, (form, observations), prediction, calibrated, footprint)) = dearest else {
             return Err(EstimateError::NoGpu);
         };
         // More than can be counted is an estimate all the same: no budget has room.
@@ -104,6 +114,7 @@ impl Oracle {
             intensity: site.intensity.clone(),
             pue: site.pue.clone(),
             dearest: sites.len() > 1,
+            calibrated,
         })
     }
 
@@ -167,6 +178,11 @@ impl Estimate {
             1 => "1 run".to_owned(),
             n => format!("{n} runs"),
         };
+        if let Some(factor) = self.calibrated {
+            runs = format!(
+                "{runs}, times {factor:.2} as this namespace's jobs burn beside their annotations"
+            );
+        }
         let outside: Vec<&str> = self.prediction.outside.names().collect();
         if !outside.is_empty() {
             runs = format!("{runs}, none like it in {}", outside.join(", "));

@@ -8,6 +8,7 @@ use crate::law::network::Amount;
 use crate::law::{Breakdown, Form, Joules, Law};
 use clap::Args;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Explains a prediction: the work of each phase, the joules of each kind, the interval, the
 /// grams.
@@ -97,10 +98,12 @@ impl Explain {
         let oracle = Oracle {
             catalogue: self.knowledge.catalogue()?,
             laws: self.knowledge.laws()?,
+            suspects: BTreeMap::new(),
             sites: Vec::new(),
             fallback: self.grid.resolve()?,
         };
         let request = Request {
+            namespace: String::new(),
             workload: self.workload.workload(&oracle.catalogue)?,
             pods: self.pods,
             gpus: self.gpus,

@@ -8,6 +8,7 @@ use crate::carbon::{Footprint, Milligrams};
 use crate::law::{Features, Gpu, Joules, Law, Precision, Workload};
 use clap::Args;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Plans a deployment: compares GPUs, steps, sizes, precisions and batches.
 #[derive(Debug, Args)]
@@ -89,6 +90,7 @@ impl Plan {
         let oracle = Oracle {
             catalogue: self.knowledge.catalogue()?,
             laws: self.knowledge.laws()?,
+            suspects: BTreeMap::new(),
             sites: Vec::new(),
             fallback: self.grid.resolve()?,
         };

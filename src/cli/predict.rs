@@ -100,6 +100,7 @@ impl Predict {
         let oracle = Oracle {
             catalogue: self.knowledge.catalogue()?,
             laws: self.knowledge.laws()?,
+            suspects: BTreeMap::new(),
             sites: Vec::new(),
             fallback: self.grid.resolve()?,
         };
@@ -159,6 +160,7 @@ impl Predict {
         Ok(Asked {
             name: None,
             request: Request {
+                namespace: String::new(),
                 workload: self.workload.workload(&oracle.catalogue)?,
                 pods: self.pods,
                 gpus: self.gpus,
@@ -199,6 +201,7 @@ impl Predict {
             asked.push(Asked {
                 name: Some(name),
                 request: Request {
+                    namespace: String::new(),
                     workload,
                     pods: work.pods,
                     gpus: work.gpus,
@@ -252,6 +255,7 @@ impl Predict {
             asked.push(Asked {
                 name: Some(line.clone()),
                 request: Request {
+                    namespace: String::new(),
                     workload,
                     pods: number("pods", self.pods)?,
                     gpus: number("gpus", self.gpus)?.min(64),

@@ -218,8 +218,7 @@ pub(super) async fn track(
         if status == before || !(status.settled || due) {
             continue;
         }
-        let progress = work.map(|work| work.progress);
-        let result = write(context, reservation, status, progress, &seen).await;
+        let result = write(context, reservation, status, work, &seen).await;
         if result.is_ok() {
             memory.written.insert(uid.clone(), round.micros);
         }
@@ -243,12 +242,12 @@ async fn write(
     context: &Context,
     reservation: &CarbonReservation,
     mut status: ReservationStatus,
-    progress: Option<Progress>,
+    work: Option<&Work>,
     seen: &Seen<'_>,
 ) -> Result<(), Failure> {
     if status.settled {
         status.observation =
-            Some(learning::learn(context, reservation, &status, progress, &seen.pods).await?);
+            Some(learning::learn(context, reservation, &status, work, &seen.pods).await?);
     }
     context.check_leading()?;
     let namespace = reservation.namespace().unwrap_or_default();

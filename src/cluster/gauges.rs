@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::objects::Work;
 use super::world::law_of;
+use crate::api::EnergyLawStatus;
 use crate::contract as c;
 use crate::serve::exposition::Family;
 use kube::ResourceExt;
@@ -68,6 +69,7 @@ fn held(context: &Context, works: &[Work]) -> Vec<Family> {
 fn laws(context: &Context) -> Vec<Family> {
     let mut error = Family::new(c::LAW_ERROR);
     let mut observations = Family::new(c::LAW_OBSERVATIONS);
+    let mut suspect = Family::new(c::ANNOTATION_SUSPECT);
     for object in context.caches.world.laws.all() {
         let law = law_of(&object);
         let labels = vec![
@@ -78,8 +80,17 @@ fn laws(context: &Context) -> Vec<Family> {
             error.add(labels.clone(), recent);
         }
         observations.add(labels, law.observations as f64);
+        let standings = object.status.as_ref().map(EnergyLawStatus::standings);
+        let standings = standings.unwrap_or_default();
+        for standing in &standings.0 {
+            if let Some(factor) = standings.factor(&standing.namespace) {
+                let namespace = standing.namespace.clone();
+                let labels = vec![("namespace", namespace), ("gpu", law.gpu.to_string())];
+                suspect.add(labels, factor);
+            }
+        }
     }
-    vec![error, observations]
+    vec![error, observations, suspect]
 }
 
 fn intensities(context: &Context) -> Family {

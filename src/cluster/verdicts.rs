@@ -69,6 +69,7 @@ pub(super) fn forecast(work: &Work, oracle: &Oracle) -> Forecast {
     match Workload::from_annotations(&work.annotations, &oracle.catalogue) {
         Ok(workload) => Forecast {
             request: Some(Request {
+                namespace: work.namespace.clone(),
                 workload,
                 pods: work.pods,
                 gpus: work.gpus,

@@ -52,9 +52,27 @@ impl Objects {
         Oracle {
             catalogue: self.catalogue(),
             laws,
+            suspects: self.suspects(),
             sites,
             fallback: self.fallback(),
         }
+    }
+
+    /// Namespaces that stand apart from the others on a product.
+    fn suspects(&self) -> BTreeMap<(Gpu, String), f64> {
+        let mut suspects = BTreeMap::new();
+        for law in &self.laws {
+            let (Some(gpu), Some(status)) = (gpu_of(law), &law.status) else {
+                continue;
+            };
+            let standings = status.standings();
+            for standing in &standings.0 {
+                if let Some(factor) = standings.factor(&standing.namespace) {
+                    suspects.insert((gpu.clone(), standing.namespace.clone()), factor);
+                }
+            }
+        }
+        suspects
     }
 
     pub(super) fn catalogue(&self) -> Catalogue {

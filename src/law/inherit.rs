@@ -26,6 +26,7 @@ impl Law {
         law.cusum = (0.0, 0.0);
         law.error = 0.0;
         law.shifts = 0;
+        law.shifted_at = 0;
         law.observations = 0;
         let whole: Vec<f64> = law
             .parameters

@@ -141,6 +141,42 @@ fn the_papers_own_cells_are_fitted_better_than_by_its_own_form() {
     assert!(roofline < paper && left.mape <= 0.13, "{left:?}");
 }
 
+#[test]
+fn how_long_an_image_takes_is_told_by_its_energy() {
+    let Some(text) = reference("energy/mlenergy_v2_diffusion.csv") else {
+        return;
+    };
+    let data = read_csv(&text, &Catalogue::built_in()).unwrap();
+    // Seconds are of a batch, and the rows of one product keep their order.
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().unwrap().clone();
+    let place = |name: &str| header.iter().position(|h| h == name).unwrap();
+    let (gpu, latency) = (place("gpu"), place("latency_s"));
+    let rows: Vec<(String, f64)> = reader
+        .records()
+        .map(Result::unwrap)
+        .map(|row| (row[gpu].to_owned(), row[latency].parse().unwrap()))
+        .collect();
+    for product in [A100, H100] {
+        let parsed = Gpu::parse(product).unwrap();
+        let runs = &data.runs[&parsed];
+        let law = fit(Form::Roofline, &parsed, runs).unwrap();
+        let seconds = rows.iter().filter(|(name, _)| name == product);
+        let errors: Vec<f64> = runs
+            .iter()
+            .zip(seconds)
+            .map(|(run, (_, seconds))| {
+                let f = &run.features;
+                let predicted = law.seconds_per_image(f).unwrap() * f.batch;
+                (predicted / seconds - 1.0).abs()
+            })
+            .collect();
+        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+        println!("{product}: seconds off by {:.1} %", mean * 100.0);
+        assert!(mean < 0.2, "{product}: {mean}");
+    }
+}
+
 /// (model of the reference counts, ours, largest error allowed).
 const COUNTED: &[(&str, &str, f64)] = &[
     ("sd1.5", "sd1.5", 0.001),

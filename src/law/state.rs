@@ -73,6 +73,8 @@ pub struct Law {
     pub(super) basis: Option<Basis>,
     /// Alarms so far that the level of the whole law had moved.
     pub shifts: u64,
+    /// Number of the observation at the last of them.
+    pub shifted_at: u64,
     /// Runs learnt from.
     pub observations: u64,
 }
@@ -104,6 +106,7 @@ struct Saved {
     range: Range,
     basis: Option<Basis>,
     shifts: u64,
+    shifted_at: u64,
     observations: u64,
 }
 
@@ -140,6 +143,7 @@ impl Law {
             range: Range::default(),
             basis: None,
             shifts: 0,
+            shifted_at: 0,
             observations: 0,
         }
     }
@@ -302,6 +306,7 @@ impl Law {
             range: self.range.clone(),
             basis: self.basis,
             shifts: self.shifts,
+            shifted_at: self.shifted_at,
             observations: self.observations,
         };
         serde_json::to_string(&saved).unwrap_or_default()
@@ -344,6 +349,7 @@ impl Law {
             range: saved.range,
             basis: saved.basis,
             shifts: saved.shifts,
+            shifted_at: saved.shifted_at,
             observations: saved.observations,
         })
     }

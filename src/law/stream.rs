@@ -153,6 +153,7 @@ impl Law {
         }
         self.cusum = (0.0, 0.0);
         self.shifts += 1;
+        self.shifted_at = self.observations + 1;
         // A world that moves moves as a whole: another driver, another power limit.
         let whole = |name: &str| {
             let level = [

@@ -182,6 +182,11 @@ fn a_table_of_runs_is_fitted_and_rows_that_cannot_be_used_are_named() {
     let laws = folder.join("laws");
     let output = jouleward(&[
         "fit",
+        "explain",
+        "plan",
+        "score",
+        "plot",
+        "model import",
         data.to_str().unwrap(),
         "--save",
         laws.to_str().unwrap(),
@@ -241,6 +246,11 @@ fn every_command_has_help_with_an_example_or_its_endpoints() {
     for command in [
         "predict",
         "fit",
+        "explain",
+        "plan",
+        "score",
+        "plot",
+        "model import",
         "exporter",
         "controller",
         "webhook",

@@ -93,7 +93,14 @@ pub fn measure(config: &Value, text_tokens: f64) -> Result<Work, ConfigError> {
     let Some((_, walk)) = walk else {
         return Err(ConfigError::UnknownClass(name.to_owned()));
     };
-    walk(config, text_tokens)
+    let work = walk(config, text_tokens)?;
+    if work.weights.is_finite() {
+        return Ok(work);
+    }
+    Err(ConfigError::Fields {
+        class: name.to_owned(),
+        why: "a width, a number of heads or of channels is not positive".to_owned(),
+    })
 }
 
 /// The network's class: `_class_name` of `diffusers`, else the first of `architectures` of

@@ -105,6 +105,7 @@ pub struct Counter {
 impl Counter {
     /// A matrix product from `from` to `to` features.
     pub fn linear(&mut self, tokens: Tokens, from: f64, to: f64) {
+        self.check(from.min(to));
         self.work.linear += tokens.polynomial() * (2.0 * from * to);
         self.work.weights += from * to + to;
         self.work.launches += 1.0;
@@ -112,6 +113,7 @@ impl Counter {
 
     /// A convolution whose kernel has `volume` taps; `tokens` are positions of its output.
     pub fn convolution(&mut self, tokens: Tokens, from: f64, to: f64, volume: f64) {
+        self.check(from.min(to).min(volume));
         self.work.convolution += tokens.polynomial() * (2.0 * from * to * volume);
         self.work.weights += from * to * volume + to;
         self.work.launches += 1.0;
@@ -125,6 +127,7 @@ impl Counter {
 
     /// Attention's two products: `heads` heads of `head` features each.
     pub fn attention(&mut self, scope: Scope, query: Tokens, key: Tokens, heads: f64, head: f64) {
+        self.check(heads.min(head));
         let pairs = pairs(scope, query, key);
         let padded = HEADS
             .iter()
@@ -133,6 +136,13 @@ impl Counter {
         self.work.attention += pairs * (4.0 * heads * head);
         self.work.padding += pairs * (4.0 * heads * (padded - head));
         self.work.launches += 1.0;
+    }
+
+    /// What is not positive makes the whole count no number, for [`super::measure`] to refuse.
+    fn check(&mut self, width: f64) {
+        if width.is_nan() || width <= 0.0 {
+            self.work.weights = f64::NAN;
+        }
     }
 
     /// Two linear layers with an activation between them.

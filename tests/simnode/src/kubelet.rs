@@ -137,7 +137,8 @@ impl Kubelet {
         let luck = luck(uid);
         let burn = annotations.contains_key("jouleward.dev/model").then(|| {
             // By the job's name, so that a demonstration has the same liars every time.
-            let lies = crate::truth::luck(owner(pod)) < self.args.liars;
+            let lies = crate::truth::luck(owner(pod)) < self.args.liars
+                || annotations.get("simnode/lies").is_some_and(|v| v == "true");
             Job::from_annotations(&annotations).burn(self.args.burn, self.args.noise, luck, lies)
         });
         // A job without parameters is short work of its own kind.

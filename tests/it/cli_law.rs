@@ -1,0 +1,430 @@
+//! The law on the command line: explain, plan, score, plot, model, and what predict reads.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn jouleward(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_jouleward"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+/// What a command prints where it succeeds.
+fn said(args: &[&str]) -> String {
+    let output = jouleward(args);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {err}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a command says where its input is wrong: one sentence, and exit code 2.
+fn refused(args: &[&str]) -> String {
+    let output = jouleward(args);
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {err}");
+    assert_eq!(err.lines().count(), 1, "{args:?}: {err}");
+    err
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("jouleward-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+const SDXL: &[&str] = &[
+    "--model",
+    "sdxl",
+    "--num-inference-steps",
+    "30",
+    "--num-images",
+    "4",
+];
+const H100: &[&str] = &[
+    "--gpu",
+    "NVIDIA-H100-80GB-HBM3",
+    "--intensity",
+    "400",
+    "--pue",
+    "1.2",
+];
+
+#[test]
+fn an_explanation_shows_each_constant_and_adds_up() {
+    insta::assert_snapshot!("explain", said(&[&["explain"], SDXL, H100].concat()));
+    let json = said(&[&["explain", "-o", "json"], SDXL, H100].concat());
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let energy = &report["energy"];
+    let sum = |list: &serde_json::Value, key: &str| -> Vec<f64> {
+        let list = list.as_array().unwrap().iter();
+        list.map(|item| item[key].as_f64().unwrap()).collect()
+    };
+    let parts: f64 = sum(&energy["parts"], "joules").iter().sum();
+    let factors: f64 = sum(&energy["factors"], "value").iter().product();
+    let image = energy["joulesPerImage"].as_f64().unwrap();
+    assert!((parts * factors / image - 1.0).abs() < 1e-9);
+    let start = energy["joulesPerStart"].as_f64().unwrap();
+    let total = energy["total"].as_f64().unwrap();
+    assert!(((4.0 * image + start) / total - 1.0).abs() < 1e-9);
+    // And it is what is predicted.
+    let predicted = said(&[&["predict", "-o", "json"], SDXL, H100].concat());
+    let predicted: serde_json::Value = serde_json::from_str(&predicted).unwrap();
+    assert!((predicted["joulesMedian"].as_f64().unwrap() - total).abs() < 0.1);
+}
+
+#[test]
+fn a_plan_compares_and_marks_what_nothing_beats() {
+    let args = [
+        "plan",
+        "--model",
+        "flux.1-dev",
+        "--images-per-hour",
+        "500",
+        "--steps",
+        "20,28",
+        "--precisions",
+        "bf16,fp8",
+        "--gpus",
+        "NVIDIA-L4,NVIDIA-H100-80GB-HBM3",
+        "--intensity",
+        "400",
+        "--pue",
+        "1.2",
+    ];
+    insta::assert_snapshot!("plan", said(&args));
+    let json = said(&[&args[..], &["-o", "json"]].concat());
+    let choices: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+    assert!(choices.iter().any(|choice| choice["pareto"] == true));
+    // Two steps counts, two products, two precisions; 12 billion weights of 2 bytes do not
+    // fit 24 GB.
+    assert_eq!(choices.len(), 6);
+    let csv = said(&[&args[..], &["-o", "csv"]].concat());
+    assert_eq!(csv.lines().count(), 7);
+    assert!(refused(&["plan", "--model", "sdxl", "--images-per-hour", "0"]).contains("500"));
+    let none = [
+        "plan",
+        "--model",
+        "sdxl",
+        "--images-per-hour",
+        "9",
+        "--max-joules",
+        "1",
+    ];
+    assert!(refused(&none).contains("raise --max-joules"));
+    let size = [
+        "plan",
+        "--model",
+        "sdxl",
+        "--images-per-hour",
+        "9",
+        "--sizes",
+        "big",
+    ];
+    assert!(refused(&size).contains("1024x768"));
+    let gpu = [
+        "plan",
+        "--model",
+        "sdxl",
+        "--images-per-hour",
+        "9",
+        "--gpus",
+        "abacus",
+    ];
+    assert!(refused(&gpu).contains("no data sheet"));
+}
+
+const JOBS: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: not-work}
+---
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: posters
+  annotations: {jouleward.dev/model: sdxl, jouleward.dev/num-images: '10'}
+spec:
+  parallelism: 2
+  completions: 2
+  template:
+    metadata:
+      annotations: {jouleward.dev/num-inference-steps: '20'}
+    spec:
+      nodeSelector: {nvidia.com/gpu.product: NVIDIA-L40S}
+      containers:
+      - {name: c, image: i, resources: {limits: {nvidia.com/gpu: '1'}}}
+";
+
+#[test]
+fn a_manifest_is_predicted_as_admission_reads_it() {
+    let folder = folder("manifest");
+    let path = folder.join("jobs.yaml");
+    std::fs::write(&path, JOBS).unwrap();
+    let file = path.to_str().unwrap();
+    let json = said(&["predict", "-f", file, "-o", "json"]);
+    let reports: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+    assert_eq!(reports.len(), 1);
+    assert_eq!(reports[0]["name"], "job/posters");
+    assert_eq!(reports[0]["gpu"], "l40s");
+    assert_eq!(reports[0]["images"], 20);
+    std::fs::write(&path, JOBS.replace("'20'", "twenty")).unwrap();
+    let why = refused(&["predict", "-f", file]);
+    assert!(
+        why.contains("job/posters") && why.contains("twenty"),
+        "{why}"
+    );
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_table_of_workloads_is_predicted_line_by_line() {
+    let folder = folder("table");
+    let path = folder.join("jobs.csv");
+    let header = "model,gpu,width,height,num_inference_steps,num_images,num_frames";
+    let rows =
+        "sdxl,NVIDIA-L40S,1024,1024,30,5,\nwan2.1-1.3b,NVIDIA-H100-80GB-HBM3,832,480,50,1,81";
+    std::fs::write(&path, format!("{header}\n{rows}\n")).unwrap();
+    let file = path.to_str().unwrap();
+    let csv = said(&["predict", "--table", file, "-o", "csv"]);
+    assert_eq!(csv.lines().count(), 3, "{csv}");
+    assert!(csv.contains("line 3"), "{csv}");
+    std::fs::write(
+        &path,
+        format!("{header}\nsdxl,NVIDIA-L40S,1024,1024,30,5,16\n"),
+    )
+    .unwrap();
+    let why = refused(&["predict", "--table", file]);
+    assert!(
+        why.contains("line 2") && why.contains("num-frames"),
+        "{why}"
+    );
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// A pipeline on disk as `diffusers` saves it; the fields are those of SDXL's own files.
+fn pipeline(folder: &Path, unet: &str) {
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(
+        "model_index.json",
+        r#"{"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.30.0",
+            "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"], "image_encoder": [null, null]}"#,
+    );
+    write("unet/config.json", unet);
+    write(
+        "vae/config.json",
+        r#"{"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512],
+            "latent_channels": 4, "layers_per_block": 2}"#,
+    );
+    write(
+        "text_encoder/config.json",
+        r#"{"architectures": ["CLIPTextModel"], "hidden_size": 768, "intermediate_size": 3072,
+            "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 77}"#,
+    );
+    write(
+        "text_encoder_2/config.json",
+        r#"{"architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280,
+            "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+            "projection_dim": 1280, "max_position_embeddings": 77}"#,
+    );
+}
+
+const UNET: &str = r#"{"_class_name": "UNet2DConditionModel", "sample_size": 128,
+    "block_out_channels": [320, 640, 1280], "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
+    "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true,
+    "addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 2816,
+    "class_embed_type": null}"#;
+
+#[test]
+fn a_model_on_disk_becomes_an_entry_that_costs_what_it_costs() {
+    let folder = folder("import");
+    pipeline(&folder, UNET);
+    let disk = folder.to_str().unwrap();
+    let entry = said(&["model", "import", disk, "--name", "our-sdxl"]);
+    let path = folder.join("ours.yaml");
+    std::fs::write(&path, &entry).unwrap();
+    let of = |model: &str| -> serde_json::Value {
+        let args = [
+            "predict",
+            "--gpu",
+            "NVIDIA-L40S",
+            "-o",
+            "json",
+            "--model",
+            model,
+        ];
+        let own = ["--catalogue", path.to_str().unwrap()];
+        serde_json::from_str(&said(&[&args[..], &own].concat())).unwrap()
+    };
+    let (ours, known) = (of("our-sdxl"), of("sdxl"));
+    for figure in [
+        "teraflopsText",
+        "teraflopsDenoising",
+        "teraflopsDecoding",
+        "joulesMedian",
+    ] {
+        assert_eq!(ours[figure], known[figure], "{figure}");
+    }
+    // The same as an object of the cluster.
+    let object = said(&["model", "import", disk, "--name", "our-sdxl", "--manifest"]);
+    assert!(object.contains("kind: DiffusionModel") && object.contains("UNet2DConditionModel"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_configuration_that_cannot_be_counted_is_named_by_field() {
+    let folder = folder("misread");
+    let disk = folder.to_str().unwrap().to_owned();
+    for (unet, words) in [
+        (
+            UNET.replace("UNet2DConditionModel", "UNet2DConditonModel"),
+            "UNet2DConditonModel",
+        ),
+        (UNET.replace("[320, 640, 1280]", "[]"), "block_out_channels"),
+        (
+            UNET.replace("\"layers_per_block\": 2", "\"layers_per_block\": \"two\""),
+            "UNet2DConditionModel",
+        ),
+        (UNET.replace("2048", "-2048"), "positive"),
+        ("{".to_owned(), "no JSON"),
+    ] {
+        pipeline(&folder, &unet);
+        let why = refused(&["model", "import", &disk]);
+        assert!(why.contains(words), "{words}: {why}");
+    }
+    assert!(refused(&["model", "import", "/no/such/model"]).contains("diffusers"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn the_catalogue_is_listed_with_the_work_of_a_pass() {
+    insta::assert_snapshot!("models", said(&["model", "list"]));
+}
+
+/// Runs of three models at four step counts, as a law of its own has them.
+fn runs(folder: &Path) -> String {
+    let mut text = "model,gpu,width,height,steps,energy_joules_per_image,cfg\n".to_owned();
+    for (model, joules) in [("sd1.5", 600), ("sdxl", 1500), ("pixart-sigma", 1100)] {
+        for steps in [10, 20, 30, 40] {
+            let row = joules * steps / 20;
+            text += &format!("{model},NVIDIA L40S,1024,1024,{steps},{row},true\n");
+        }
+    }
+    let path = folder.join("runs.csv");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_scoreboard_sets_the_forms_side_by_side() {
+    let folder = folder("score");
+    let data = runs(&folder);
+    let table = said(&["score", &data]);
+    for words in [
+        "Roofline",
+        "Additive",
+        "Paper",
+        "leave one model out",
+        "after 1 own runs",
+    ] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+    let page = said(&["score", &data, "--markdown"]);
+    assert!(
+        page.contains("## Misses") && page.contains("| sdxl |"),
+        "{page}"
+    );
+    let csv = said(&["score", &data, "-o", "csv"]);
+    assert!(csv.starts_with("data,split,form,"), "{csv}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn pictures_are_drawn_as_svg_and_png_without_fonts_of_the_system() {
+    let folder = folder("plot");
+    let data = runs(&folder);
+    let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    said(&["plot", &data, "--out", &at("fit.svg")]);
+    said(&[
+        "plot",
+        &data,
+        "--kind",
+        "residuals",
+        "--out",
+        &at("residuals.png"),
+    ]);
+    let law = ["--model", "sdxl", "--gpu", "NVIDIA-L40S"];
+    said(
+        &[
+            &["plot", "--kind", "steps", "--out", &at("steps.svg")],
+            &law[..],
+        ]
+        .concat(),
+    );
+    said(
+        &[
+            &["plot", "--kind", "size", "--out", &at("size.png")],
+            &law[..],
+        ]
+        .concat(),
+    );
+    let svg = std::fs::read_to_string(at("fit.svg")).unwrap();
+    assert!(
+        svg.contains("measured, J an image") && svg.contains("<circle"),
+        "{svg}"
+    );
+    for png in ["residuals.png", "size.png"] {
+        let bytes = std::fs::read(at(png)).unwrap();
+        assert!(
+            bytes.starts_with(b"\x89PNG") && bytes.len() > 5_000,
+            "{png}"
+        );
+    }
+    assert!(refused(&["plot", &data, "--out", &at("fit.jpeg")]).contains(".svg nor .png"));
+    assert!(refused(&["plot", "--out", &at("fit.svg")]).contains("runs.csv"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_law_fitted_on_one_product_speaks_of_another_by_data_sheets() {
+    let folder = folder("carry");
+    let data = runs(&folder);
+    let laws = folder.join("laws");
+    said(&["fit", &data, "--save", laws.to_str().unwrap()]);
+    let law = laws.join("l40s.json");
+    let args = [
+        "predict",
+        "--model",
+        "sdxl",
+        "--gpu",
+        "NVIDIA-RTX-6000-Ada-Generation",
+    ];
+    let own = ["--law", law.to_str().unwrap(), "-o", "json"];
+    let prediction = said(&[&args[..], &own].concat());
+    assert!(
+        prediction.contains("carried over from another product"),
+        "{prediction}"
+    );
+    // The same out of an EnergyLaw object.
+    let state = std::fs::read_to_string(&law).unwrap();
+    let object = serde_json::json!({"kind": "EnergyLaw", "spec": {"gpu": "NVIDIA-L40S"}, "status": {"state": state}});
+    let path = folder.join("object.yaml");
+    std::fs::write(&path, serde_yaml::to_string(&object).unwrap()).unwrap();
+    let own = ["--law", path.to_str().unwrap(), "-o", "json"];
+    assert_eq!(said(&[&args[..], &own].concat()), prediction);
+    std::fs::remove_dir_all(folder).unwrap();
+}

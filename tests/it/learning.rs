@@ -1,0 +1,158 @@
+//! What is learnt from, and from whom: authors whose annotations do not fit what they burn,
+//! and applications that say what they made.
+
+use crate::support::on_plane;
+use anyhow::{Context, ensure};
+use harness::jobs::{self, Generate};
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{Api, ListParams};
+use kube::core::DynamicObject;
+use serde_json::{Value, json};
+
+const ASK: Generate = Generate {
+    model: "sdxl",
+    size: 512,
+    steps: 20,
+    images: 4,
+};
+
+/// A job that burns for twice the steps that it says.
+fn liar(name: &str) -> Value {
+    let mut job = ASK.job(name);
+    job["spec"]["template"]["metadata"]["annotations"]["simnode/lies"] = json!("true");
+    job
+}
+
+async fn budgeted(client: &kube::Client, namespace: &str) -> anyhow::Result<()> {
+    jobs::namespace(client, namespace).await?;
+    let spec = json!({ "limit": "10kg", "mode": "Enforce" });
+    jobs::budget(client, namespace, "images", spec).await?;
+    Ok(())
+}
+
+/// Runs a job and gives its record.
+async fn record(
+    client: &kube::Client,
+    namespace: &str,
+    job: &Value,
+) -> anyhow::Result<DynamicObject> {
+    let job = jobs::create_job(client, namespace, job).await?;
+    jobs::settled(client, namespace, &job.metadata.uid.unwrap_or_default()).await
+}
+
+fn observation(record: &DynamicObject) -> &str {
+    record.data["status"]["observation"]
+        .as_str()
+        .unwrap_or_default()
+}
+
+#[test]
+fn a_namespace_that_says_half_of_what_it_burns_is_flagged_calibrated_and_not_learnt_from() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        for namespace in ["says-all", "says-half"] {
+            budgeted(client, namespace).await?;
+        }
+        let mut honest = None;
+        for number in 0..4 {
+            let job = ASK.job(&format!("honest-{number}"));
+            honest = Some(record(client, "says-all", &job).await?);
+        }
+        let honest = honest.context("four ran")?;
+        ensure!(
+            observation(&honest).starts_with("Learnt"),
+            "{}",
+            observation(&honest)
+        );
+        let mut last = None;
+        for number in 0..6 {
+            last = Some(record(client, "says-half", &liar(&format!("liar-{number}"))).await?);
+        }
+        let last = last.context("six ran")?;
+        ensure!(
+            observation(&last).starts_with("AnnotationSuspect"),
+            "{}",
+            observation(&last)
+        );
+        let predicted = |record: &DynamicObject| {
+            record.data["spec"]["predictedMillijoules"]
+                .as_f64()
+                .unwrap_or(0.0)
+        };
+        let (theirs, ours) = (predicted(&last), predicted(&honest));
+        ensure!(theirs > 1.4 * ours, "calibrated: {theirs} beside {ours}");
+        let measured = last.data["status"]["measuredMillijoules"]
+            .as_f64()
+            .unwrap_or(0.0);
+        ensure!(
+            (theirs / measured - 1.0).abs() < 0.25,
+            "{theirs} beside {measured}"
+        );
+
+        let law = jobs::laws(client).get("a100-sxm4-40gb").await?;
+        let conditions = law.data["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let suspect = conditions.iter().find(|c| c["type"] == "AnnotationSuspect");
+        let suspect = suspect.context("the condition is there")?;
+        ensure!(suspect["status"] == "True", "{suspect}");
+        let message = suspect["message"].as_str().unwrap_or_default();
+        ensure!(
+            message.contains("says-half") && !message.contains("says-all"),
+            "{message}"
+        );
+
+        let events: Api<Event> = Api::namespaced(client.clone(), "says-half");
+        let flagged = ListParams::default().fields("reason=AnnotationSuspect");
+        harness::eventually("an Event", std::time::Duration::from_secs(10), || async {
+            Ok((!events.list(&flagged).await?.items.is_empty()).then_some(()))
+        })
+        .await?;
+        let controller = format!("{}:9403", shared.stack.address(10));
+        harness::eventually("the metric", std::time::Duration::from_secs(10), || async {
+            let (_, text) = harness::stack::get(&controller, "/metrics", "text/plain").await?;
+            let line = text.lines().find(|line| {
+                line.starts_with("jouleward_annotation_suspect") && line.contains("says-half")
+            });
+            Ok(line.map(|_| ()))
+        })
+        .await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn what_the_application_says_it_made_counts_not_what_was_asked() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(client, "says-made").await?;
+        // It burns for twice the steps, as if it had made twice the pictures, and says so.
+        for number in 0..3 {
+            let mut job = liar(&format!("made-{number}"));
+            job["metadata"]["annotations"]["jouleward.dev/images-done"] = json!("8");
+            let record = record(client, "says-made", &job).await?;
+            let said = observation(&record);
+            ensure!(said.starts_with("Learnt"), "{said}");
+        }
+        let mut job = liar("nothing");
+        job["metadata"]["annotations"]["jouleward.dev/images-done"] = json!("0");
+        let record = record(client, "says-made", &job).await?;
+        ensure!(
+            observation(&record) == "NothingMade",
+            "{}",
+            observation(&record)
+        );
+        let law = jobs::laws(client).get("a100-sxm4-40gb").await?;
+        let namespaces = law.data["status"]["namespaces"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let own = namespaces.iter().find(|n| n["namespace"] == "says-made");
+        let off = own
+            .and_then(|n| n["offPermille"].as_i64())
+            .context("it is remembered")?;
+        ensure!(off.abs() < 300, "off by {off} thousandths");
+        Ok(())
+    });
+}
