@@ -58,6 +58,12 @@ pub struct DiffusionModelSpec {
     /// How classifier-free guidance runs. Default Batched.
     #[serde(default = "batched")]
     pub guidance: Runs,
+    /// Which parameter switches guidance. Default guidance, or trueCfg where it runs in sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_scale: Option<Scale>,
+    /// Whether guidance runs without a negative prompt. Default Optional.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<Negative>,
     /// Side of the picture in px where the author says nothing. Default 1024.
     #[serde(default = "side")]
     #[schemars(range(min = 64, max = 8192))]
@@ -181,6 +187,14 @@ impl DiffusionModelSpec {
                 });
             }
         };
+        for alias in &self.aliases {
+            if let Some(taken) = catalogue.get(alias).filter(|taken| taken.name != name) {
+                return Err(InvalidSpec {
+                    field: "spec.aliases",
+                    problem: format!("{alias:?} is a name of {}: choose another", taken.name),
+                });
+            }
+        }
         catalogue.insert(model);
         for alias in &self.aliases {
             catalogue.alias(alias, name);
@@ -210,21 +224,27 @@ impl DiffusionModelSpec {
             decoder: Component::Own(decoder),
             encodes: false,
             multiple: 16,
+            binned: false,
             frames: None,
             guidance: Guidance {
                 runs: self.guidance,
-                scale: if self.guidance == Runs::Sequential {
-                    Scale::TrueCfg
-                } else {
-                    Scale::Guidance
-                },
+                scale: self
+                    .guidance_scale
+                    .unwrap_or(if self.guidance == Runs::Sequential {
+                        Scale::TrueCfg
+                    } else {
+                        Scale::Guidance
+                    }),
                 above: 1.0,
-                negative: Negative::Optional,
+                negative: self.negative_prompt.unwrap_or(Negative::Optional),
             },
             defaults: DefaultsEntry {
                 size: small(self.default_size),
                 steps: small(self.default_steps),
-                guidance: (self.guidance != Runs::Batched).then_some(1.0),
+                guidance: (self.guidance == Runs::Never
+                    || self.guidance_scale.unwrap_or(Scale::TrueCfg) == Scale::TrueCfg
+                        && self.guidance != Runs::Batched)
+                    .then_some(1.0),
                 ..DefaultsEntry::default()
             },
             certain: true,

@@ -43,7 +43,7 @@ pub struct EnergyLawSpec {
     #[schemars(length(min = 1, max = 128))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("the product of a law cannot be changed: make another law, for example for NVIDIA-H100-80GB-HBM3"))]
     pub gpu: String,
-    /// The law's form. Default Additive. Changing it starts the law anew.
+    /// The law's form. Default Roofline. Changing it starts the law anew.
     #[serde(default)]
     pub form: Form,
 }
@@ -87,6 +87,12 @@ pub struct NamespaceStanding {
     pub runs: i64,
     /// Mean of what they burned beside what was predicted, in parts per thousand of ln.
     pub off_permille: i64,
+    /// Its newest jobs on end that stood far from other namespaces'.
+    #[serde(default)]
+    pub far: i64,
+    /// Number of its newest job, over all namespaces.
+    #[serde(default)]
+    pub at: i64,
 }
 
 impl EnergyLawStatus {
@@ -96,6 +102,8 @@ impl EnergyLawStatus {
             namespace: s.namespace.clone(),
             off: s.off_permille as f64 / 1000.0,
             runs: u64::try_from(s.runs).unwrap_or(0),
+            far: u64::try_from(s.far).unwrap_or(0),
+            at: u64::try_from(s.at).unwrap_or(0),
         };
         Standings(self.namespaces.iter().map(standing).collect())
     }
@@ -105,6 +113,8 @@ impl EnergyLawStatus {
         let written = |s: &Standing| NamespaceStanding {
             namespace: s.namespace.clone(),
             runs: i64::try_from(s.runs).unwrap_or(i64::MAX),
+            far: i64::try_from(s.far).unwrap_or(i64::MAX),
+            at: i64::try_from(s.at).unwrap_or(i64::MAX),
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "a logarithm in thousandths"

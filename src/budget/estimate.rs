@@ -5,6 +5,9 @@ use crate::law::{Catalogue, Count, Features, Form, GPU_EXAMPLES, Gpu, Law, Predi
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+/// Spread of what a suspect namespace's jobs burn beside its mean, in ln.
+const SUSPECT_SD: f64 = 0.2;
+
 /// What a job asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
@@ -89,7 +92,11 @@ impl Oracle {
                 let mut prediction = law.predict(&features);
                 let suspect = (site.gpu.clone(), request.namespace.clone());
                 let calibrated = self.suspects.get(&suspect).copied();
-                prediction.median.0 *= calibrated.unwrap_or(1.0);
+                if let Some(factor) = calibrated {
+                    prediction.median.0 *= factor;
+                    // What an author leaves out is not known as well as what a law says.
+                    prediction.ln_sd = prediction.ln_sd.hypot(SUSPECT_SD);
+                }
                 let footprint = Footprint::of(&prediction, p, &site.intensity, &site.pue);
                 let law = (law.form, law.observations);
                 (site, law, prediction, calibrated, footprint)

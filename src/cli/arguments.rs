@@ -105,6 +105,11 @@ impl WorkloadArguments {
         ]
     }
 
+    /// True where nothing of it is given.
+    pub(super) fn is_empty(&self) -> bool {
+        self.given().iter().all(|(_, value)| value.is_none())
+    }
+
     /// The workload, through the same door as a job's annotations.
     pub(super) fn workload(&self, catalogue: &Catalogue) -> anyhow::Result<Workload> {
         if self.model.is_none() {
@@ -143,6 +148,7 @@ pub(super) fn parameter(column: &str) -> Option<&'static str> {
         "steps" => "num-inference-steps",
         "frames" => "num-frames",
         "images" => "num-images",
+        "batch" => "batch-size",
         other => other,
     };
     let known = ALL.iter().map(|annotation| annotation.name);

@@ -31,22 +31,22 @@ pub(super) fn print<T: Serialize>(
 
 /// A list of flat objects as CSV; of one object, one line. What is nested is written as JSON.
 fn csv_of<T: Serialize>(value: &T) -> anyhow::Result<String> {
-    let value = serde_json::to_value(value)?;
-    let rows = match value {
-        serde_json::Value::Array(rows) => rows,
+    // YAML's mappings keep the order of the fields.
+    let rows = match serde_yaml::to_value(value)? {
+        serde_yaml::Value::Sequence(rows) => rows,
         one => vec![one],
     };
     let mut writer = csv::Writer::from_writer(Vec::new());
     for (number, row) in rows.iter().enumerate() {
-        let fields = row.as_object().into_iter().flatten();
-        let (names, cells): (Vec<&String>, Vec<String>) = fields
+        let fields = row.as_mapping().into_iter().flatten();
+        let (names, cells): (Vec<String>, Vec<String>) = fields
             .map(|(name, value)| {
                 let cell = match value {
-                    serde_json::Value::String(text) => text.clone(),
-                    serde_json::Value::Null => String::new(),
-                    other => other.to_string(),
+                    serde_yaml::Value::String(text) => text.clone(),
+                    serde_yaml::Value::Null => String::new(),
+                    other => serde_json::to_string(other).unwrap_or_default(),
                 };
-                (name, cell)
+                (name.as_str().unwrap_or_default().to_owned(), cell)
             })
             .unzip();
         if number == 0 {

@@ -5,7 +5,7 @@ use super::arguments::{GridArguments, KnowledgeArguments, WorkloadArguments, gpu
 use super::output::{Format, columns, print};
 use crate::budget::Oracle;
 use crate::carbon::{Footprint, Milligrams};
-use crate::law::{Features, Gpu, Joules, Law, Precision, Workload};
+use crate::law::{Features, Form, Gpu, Joules, Law, Precision, Workload};
 use clap::Args;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -94,6 +94,17 @@ impl Plan {
             sites: Vec::new(),
             fallback: self.grid.resolve()?,
         };
+        let limits = [
+            ("max-joules", self.max_joules),
+            ("max-grams", self.max_grams),
+        ];
+        for (flag, limit) in limits {
+            if limit.is_some_and(|limit| !(limit > 0.0 && limit.is_finite())) {
+                return Err(wrong(format!(
+                    "--{flag} is not positive, for example --{flag} 500"
+                )));
+            }
+        }
         let base = self.workload.workload(&oracle.catalogue)?;
         let products = self
             .gpus
@@ -111,6 +122,13 @@ impl Plan {
                 )));
             }
             let law = oracle.law(&product);
+            if law.form != Form::Roofline {
+                return Err(wrong(format!(
+                    "--law: the law of {product} is {}, which tells no time; fit one of the form {}",
+                    law.form.as_str(),
+                    Form::Roofline.as_str()
+                )));
+            }
             for workload in self.variants(&base)? {
                 if !fits(&oracle, &workload, &product) {
                     too_big.push(format!("{product} at {}", workload.precision.as_str()));
@@ -119,6 +137,7 @@ impl Plan {
                 choices.extend(self.choice(&oracle, &law, &workload));
             }
         }
+        too_big.sort();
         too_big.dedup();
         let most = |limit: Option<f64>, value: f64| limit.is_none_or(|limit| value <= limit);
         choices.retain(|choice| {
@@ -126,10 +145,11 @@ impl Plan {
             most(self.max_joules, choice.joules_per_image) && most(self.max_grams, grams)
         });
         if choices.is_empty() {
-            let why = if too_big.is_empty() {
-                "raise --max-joules or --max-grams".to_owned()
-            } else {
-                format!("the weights do not fit {}", too_big.join(", "))
+            let limited = self.max_joules.is_some() || self.max_grams.is_some();
+            let why = match (too_big.is_empty(), limited) {
+                (_, true) => "raise --max-joules or --max-grams".to_owned(),
+                (false, false) => format!("the weights do not fit {}", too_big.join(", ")),
+                (true, false) => "name other --gpus".to_owned(),
             };
             return Err(wrong(format!("nothing meets what is asked: {why}")));
         }
@@ -244,12 +264,15 @@ impl Plan {
 
 fn size(text: &str) -> anyhow::Result<(u32, u32)> {
     let parsed = text.split_once('x').and_then(|(width, height)| {
-        let side = |text: &str| text.parse().ok().filter(|n| (64..=8192).contains(n));
+        let side = |text: &str| {
+            let side = text.parse::<u32>().ok();
+            side.filter(|n| (64..=8192).contains(n) && n.is_multiple_of(8))
+        };
         Some((side(width)?, side(height)?))
     });
     parsed.ok_or_else(|| {
         wrong(format!(
-            "--sizes {text:?} is not WIDTHxHEIGHT, for example 1024x768"
+            "--sizes {text:?} is not WIDTHxHEIGHT of multiples of 8 from 64 to 8192, for example 1024x768"
         ))
     })
 }

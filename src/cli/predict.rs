@@ -12,8 +12,8 @@ use crate::law::{Gpu, Joules};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 /// Predicts a job's energy and carbon from its parameters.
 #[derive(Debug, Args)]
@@ -83,6 +83,19 @@ struct Report {
     assumed: Vec<Cow<'static, str>>,
 }
 
+/// Kinds that run GPU work by way of pods of their own.
+const COUNTED_BY_ITS_PODS: [&str; 6] = [
+    "CronJob",
+    "Deployment",
+    "StatefulSet",
+    "DaemonSet",
+    "ReplicaSet",
+    "JobSet",
+];
+
+/// Columns of a table that are no parameters.
+const COLUMNS: [&str; 4] = ["gpu", "gpus", "num_gpus", "pods"];
+
 /// A request and what it is called.
 struct Asked {
     name: Option<String>,
@@ -104,6 +117,12 @@ impl Predict {
             sites: Vec::new(),
             fallback: self.grid.resolve()?,
         };
+        if (self.filename.is_some() || self.table.is_some()) && !self.workload.is_empty() {
+            return Err(wrong(
+                "--model and its parameters come from the file: leave them out, or leave out --filename and --table"
+                    .to_owned(),
+            ));
+        }
         let asked = match (&self.filename, &self.table) {
             (Some(path), _) => self.of_manifest(path, &oracle)?,
             (_, Some(path)) => self.of_table(path, &oracle)?,
@@ -174,12 +193,25 @@ impl Predict {
         let text = read(path, "--filename:", "give a manifest with a Job or a Pod")?;
         let file = path.display();
         let mut asked = Vec::new();
+        let mut objects = Vec::new();
         for document in serde_yaml::Deserializer::from_str(&text) {
             let object = serde_json::Value::deserialize(document)
                 .map_err(|error| wrong(format!("{file} is no manifest: {error}")))?;
+            match object.get("items").and_then(serde_json::Value::as_array) {
+                Some(items) => objects.extend(items.iter().cloned()),
+                None => objects.push(object),
+            }
+        }
+        for object in objects {
             let kind = match object.get("kind").and_then(serde_json::Value::as_str) {
                 Some("Job") => Kind::Job,
                 Some("Pod") => Kind::Pod,
+                Some(other) if COUNTED_BY_ITS_PODS.contains(&other) => {
+                    eprintln!(
+                        "jouleward: {other} is left out: predict the Job or Pod that it makes"
+                    );
+                    continue;
+                }
                 _ => continue,
             };
             let lite: Lite = serde_json::from_value(object)
@@ -221,6 +253,7 @@ impl Predict {
         let text = read(path, "--table:", "give a CSV file with one workload a line")?;
         let mut reader = csv::Reader::from_reader(text.as_bytes());
         let header = reader.headers()?.clone();
+        check_columns(path, &header)?;
         let mut asked = Vec::new();
         for (index, record) in reader.records().enumerate() {
             let line = format!("line {}", index + 2);
@@ -238,14 +271,14 @@ impl Predict {
             let workload = workload(&annotations, &oracle.catalogue, "")
                 .map_err(|why| wrong(format!("{line}: {why}")))?;
             let cell = |name: &str| cells().find(|(column, _)| *column == name).map(|c| c.1);
-            let number = |name: &str, default: u32| match cell(name) {
+            let number = |name: &str, default: u32, most: u32| match cell(name) {
                 None | Some("") => Ok(default),
                 Some(text) => text
                     .parse::<u32>()
                     .ok()
-                    .filter(|n| (1..=100_000).contains(n))
+                    .filter(|n| (1..=most).contains(n))
                     .ok_or_else(|| {
-                        wrong(format!("{line}: {name} {text:?} is not from 1 to 100000"))
+                        wrong(format!("{line}: {name} {text:?} is not from 1 to {most}"))
                     }),
             };
             let product = cell("gpu")
@@ -257,8 +290,8 @@ impl Predict {
                 request: Request {
                     namespace: String::new(),
                     workload,
-                    pods: number("pods", self.pods)?,
-                    gpus: number("gpus", self.gpus)?.min(64),
+                    pods: number("pods", self.pods, 100_000)?,
+                    gpus: number("num_gpus", number("gpus", self.gpus, 64)?, 64)?,
                     eligible,
                 },
             });
@@ -304,6 +337,27 @@ impl Predict {
             assumed: estimate.workload.assumed.clone(),
         }
     }
+}
+
+/// Refuses a column that would be ignored, or that stands there twice.
+fn check_columns(path: &Path, header: &csv::StringRecord) -> anyhow::Result<()> {
+    let mut seen = BTreeSet::new();
+    for column in header.iter().map(str::trim) {
+        let own = COLUMNS.iter().find(|own| **own == column).copied();
+        let Some(known) = parameter(column).or(own) else {
+            return Err(wrong(format!(
+                "{}: column {column:?} is neither a parameter nor gpu, gpus or pods; for example model,gpu,width,height,num_inference_steps",
+                path.display()
+            )));
+        };
+        if !seen.insert(known) {
+            return Err(wrong(format!(
+                "{}: column {column:?} is there twice",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn table(report: &Report, estimate: &Estimate) -> String {

@@ -83,7 +83,8 @@ fn laws(context: &Context) -> Vec<Family> {
         let standings = object.status.as_ref().map(EnergyLawStatus::standings);
         let standings = standings.unwrap_or_default();
         for standing in &standings.0 {
-            if let Some(factor) = standings.factor(&standing.namespace) {
+            if standings.is_suspect(&standing.namespace) {
+                let factor = standing.off.exp();
                 let namespace = standing.namespace.clone();
                 let labels = vec![("namespace", namespace), ("gpu", law.gpu.to_string())];
                 suspect.add(labels, factor);

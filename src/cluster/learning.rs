@@ -9,7 +9,7 @@ use crate::api::{
 };
 use crate::contract as c;
 use crate::law::workload::IMAGES_DONE;
-use crate::law::{Basis, Gpu, Joules, Law, Observation, Outcome, Update, Workload};
+use crate::law::{Basis, Gpu, Joules, Law, Observation, Outcome, StateError, Update, Workload};
 use crate::node::{LedgerPage, PodEnergy};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, PostParams};
@@ -21,6 +21,8 @@ use std::collections::BTreeMap;
 /// does not make it learn twice.
 const REMEMBERED: usize = 64;
 const TRIES: usize = 5;
+/// Runs of a model before a namespace's runs of it are compared with others'.
+const RUNS_TO_COMPARE: u64 = 3;
 
 /// A finished job, as it is learnt from.
 struct Lesson<'a> {
@@ -44,7 +46,7 @@ pub(super) async fn learn(
     let laws = context.caches.world.laws.all();
     let of_product = laws.iter().find(|law| gpu_of(law).as_ref() == Some(&gpu));
     let Some(name) = of_product.map(|law| law.name_any()) else {
-        return Ok("NoLawForThisGpu".to_owned());
+        return Ok(refuse(context, "NoLawForThisGpu"));
     };
     let lesson = Lesson {
         reservation,
@@ -75,6 +77,13 @@ async fn teach(context: &Context, name: &str, lesson: &Lesson<'_>) -> Result<Str
     if before.learnt.contains(uid) {
         return Ok("Learnt".to_owned());
     }
+    if let Err(StateError::Newer(version)) = Law::load(&before.state) {
+        // A newer program's law is not ours to write over.
+        refuse(context, "NewerLaw");
+        return Ok(format!(
+            "NewerLaw: its state has version {version}; it is left as it is"
+        ));
+    }
     let mut law = law_of(&object);
     if law.observations == 0 {
         // It begins where its predictions did: with what another product has taught.
@@ -82,15 +91,21 @@ async fn teach(context: &Context, name: &str, lesson: &Lesson<'_>) -> Result<Str
         let others: Vec<Law> = others.iter().map(|other| law_of(other)).collect();
         law = Law::for_product(law.form, &law.gpu, &others);
     }
-    let predicted = law.predict(&lesson.run.features).median.0;
+    let predicted = law.predict(&lesson.run.features);
     let mut standings = before.standings();
-    standings.note(&lesson.namespace, predicted, lesson.run.energy.0);
+    // A model that few have run may be what is off: that is the law's to learn.
+    if predicted.runs_of_model >= RUNS_TO_COMPARE {
+        standings.note(&lesson.namespace, predicted.median.0, lesson.run.energy.0);
+    }
     let suspect = standings.factor(&lesson.namespace);
     let taught = match suspect {
         // Known to be off by so much: it would only drag the others' law along.
         Some(_) => None,
         None => match law.learn(&lesson.run) {
-            Outcome::Refused(why) => return Ok(format!("Refused: {why}")),
+            Outcome::Refused(why) => {
+                refuse(context, "Impossible");
+                return Ok(format!("Refused: {why}"));
+            }
             Outcome::Learnt(update) => Some(update),
         },
     };
@@ -182,13 +197,8 @@ fn say_suspects(context: &Context, status: &mut EnergyLawStatus, generation: Opt
     let named: Vec<String> = standings
         .0
         .iter()
-        .filter_map(|s| {
-            Some(format!(
-                "{} ({:.2} times)",
-                s.namespace,
-                standings.factor(&s.namespace)?
-            ))
-        })
+        .filter(|s| standings.is_suspect(&s.namespace))
+        .map(|s| format!("{} ({:.2} times)", s.namespace, s.off.exp()))
         .collect();
     let (reason, message) = if named.is_empty() {
         (
@@ -232,6 +242,9 @@ fn observe(
     if pods.iter().any(|(_, pod)| pod.shared) {
         return Err("SharedGpu");
     }
+    if pods.iter().any(|(_, pod)| pod.held_milliseconds < 1_000) {
+        return Err("TooShort");
+    }
     let mut models: Vec<Gpu> = pods
         .iter()
         .flat_map(|(_, pod)| &pod.models)
@@ -256,6 +269,9 @@ fn observe(
         .job(&workload, small(spec.pods), small(spec.gpus))
         .ok_or("UnknownModel")?;
     if let Some(done) = done {
+        if done > features.images {
+            return Err("MoreDoneThanAsked");
+        }
         features.images = done;
     }
     let energy = Joules(status.measured_millijoules as f64 / 1000.0);

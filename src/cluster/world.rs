@@ -67,7 +67,10 @@ impl Objects {
             };
             let standings = status.standings();
             for standing in &standings.0 {
-                if let Some(factor) = standings.factor(&standing.namespace) {
+                if let Some(factor) = standings
+                    .factor(&standing.namespace)
+                    .filter(|factor| *factor > 1.0)
+                {
                     suspects.insert((gpu.clone(), standing.namespace.clone()), factor);
                 }
             }

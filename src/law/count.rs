@@ -157,8 +157,11 @@ fn extent(model: &Model, workload: &Workload, multiple: u32) -> Extent {
         Some(frames) => f64::from(frames.latent(workload.frames)),
         None => 1.0,
     };
-    Extent {
-        tokens: pad(workload.width) * pad(workload.height) / 256.0,
-        frames,
+    let mut tokens = pad(workload.width) * pad(workload.height) / 256.0;
+    if model.binned {
+        let defaults = &model.defaults;
+        let bin = f64::from(defaults.width) * f64::from(defaults.height) / 256.0;
+        tokens = tokens.max(bin);
     }
+    Extent { tokens, frames }
 }

@@ -121,7 +121,7 @@ impl Law {
 
     fn factors(&self, f: &Features) -> Vec<Factor> {
         let mut factors = Vec::new();
-        for (name, belief) in self.form.own(f) {
+        for (name, belief) in self.form.own(f, self.generation) {
             let known = self.index(&name);
             let mean = known.map_or(belief.mean, |i| self.parameters[i].mean);
             let runs = known.map_or(0, |i| self.parameters[i].runs);

@@ -53,6 +53,9 @@ impl Features {
     /// Features of one image with no start-up.
     pub fn of_image(workload: &Workload, architecture: &str, count: &Count, gpus: u32) -> Self {
         let batch = f64::from(workload.batch.max(1));
+        // A last batch that is not full launches as much as a full one.
+        let images = workload.images.max(1) as f64;
+        let batch = (images / (images / batch).ceil()).min(batch);
         let mut work = count.total();
         work.launches /= batch;
         Self {

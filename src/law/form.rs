@@ -15,7 +15,7 @@
 //! and the derivative of ln E by ln of a part is that part's share of the energy.
 
 use super::features::Features;
-use super::gpu::Prior;
+use super::gpu::{Generation, Prior};
 use super::workload::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -127,7 +127,11 @@ impl Form {
 
     /// Parameters that come with a run: its model's level, that of its architecture, and its
     /// precision's where it is not the 16-bit baseline.
-    pub(super) fn own(self, features: &Features) -> Vec<(String, Belief)> {
+    pub(super) fn own(
+        self,
+        features: &Features,
+        generation: Option<Generation>,
+    ) -> Vec<(String, Belief)> {
         let level = |sd| Belief { mean: 0.0, sd };
         let mut own = vec![
             (
@@ -139,7 +143,7 @@ impl Form {
                 level(0.5 * self.model_sd()),
             ),
         ];
-        if let Some(belief) = precision_prior(features.precision) {
+        if let Some(belief) = precision_prior(features.precision, generation) {
             own.push((format!("precision/{}", features.precision.as_str()), belief));
         }
         own
@@ -151,11 +155,12 @@ impl Form {
     pub(super) fn linearise(
         self,
         f: &Features,
+        generation: Option<Generation>,
         value: impl Fn(&str, f64) -> f64,
     ) -> (f64, Vec<Slope>) {
         let mut level = 0.0;
         let mut gradient: Vec<Slope> = Vec::with_capacity(8);
-        for (name, belief) in self.own(f) {
+        for (name, belief) in self.own(f, generation) {
             level += value(&name, belief.mean);
             gradient.push(Slope {
                 name: Cow::Owned(name),
@@ -258,10 +263,22 @@ fn push(gradient: &mut Vec<Slope>, name: &'static str, by: f64) {
 
 /// How much a precision is believed to cost beside fp16 and bf16: fp32 takes 5–8 times
 /// the energy (A100); the others are guesses, held loosely.
-fn precision_prior(precision: Precision) -> Option<Belief> {
+fn precision_prior(precision: Precision, generation: Option<Generation>) -> Option<Belief> {
+    use Generation::{Ada, Ampere, Blackwell, Hopper, Pascal, Turing, Volta};
+    // Below the first generation whose tensor cores know a format, weights alone are small, and
+    // are widened again in every product.
+    let knows = match precision {
+        Precision::Fp8 => matches!(generation, Some(Ada | Hopper | Blackwell)),
+        Precision::Fp4 => matches!(generation, Some(Blackwell)),
+        Precision::Int8 => matches!(generation, Some(Turing | Ampere | Ada | Hopper | Blackwell)),
+        Precision::Tf32 => !matches!(generation, Some(Pascal | Volta | Turing)),
+        _ => true,
+    };
     let (factor, sd): (f64, f64) = match precision {
         Precision::Fp16 | Precision::Bf16 => return None,
         Precision::Fp32 => (6.5, 0.25),
+        Precision::Tf32 if !knows => (6.5, 0.4),
+        Precision::Fp8 | Precision::Int8 | Precision::Fp4 if !knows => (1.0, 0.3),
         Precision::Tf32 => (2.0, 0.4),
         Precision::Fp8 | Precision::Int8 => (0.65, 0.3),
         Precision::Fp4 => (0.5, 0.4),

@@ -23,6 +23,7 @@ impl Law {
         };
         let mut law = self.clone();
         law.gpu = gpu.clone();
+        law.generation = generation(gpu);
         law.cusum = (0.0, 0.0);
         law.error = 0.0;
         law.shifts = 0;

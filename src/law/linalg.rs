@@ -79,6 +79,19 @@ impl Symmetric {
         }
     }
 
+    /// True where it may be a covariance: variances that are possible, and no correlation
+    /// beyond one.
+    pub(super) fn is_plausible(&self) -> bool {
+        (0..self.n).all(|i| {
+            let own = self.get(i, i);
+            let within = |j: usize| {
+                let limit = own * self.get(j, j);
+                self.get(i, j).powi(2) <= limit * 1.0001 + 1e-12
+            };
+            (0.0..1e4).contains(&own) && (0..i).all(within)
+        })
+    }
+
     /// Lower triangle, row by row.
     pub(super) fn lower(&self) -> Vec<f64> {
         (0..self.n)

@@ -4,6 +4,9 @@
 //! Pure: no clock, no I/O, no Kubernetes. Every figure carries its unit in its
 //! type and every prediction its uncertainty.
 
+#[cfg(test)]
+#[path = "accuracy/tests.rs"]
+mod accuracy;
 mod catalogue;
 mod count;
 pub mod dataset;
@@ -16,8 +19,6 @@ mod inherit;
 mod linalg;
 pub mod network;
 mod predict;
-#[cfg(test)]
-mod public_tests;
 mod range;
 pub mod score;
 mod standing;

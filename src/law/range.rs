@@ -25,6 +25,15 @@ fn place(f: &Features) -> [f32; 5] {
 }
 
 impl Range {
+    /// True where every least is at most its most.
+    pub(super) fn is_possible(&self) -> bool {
+        let ordered = self
+            .0
+            .iter()
+            .all(|(low, high)| low <= high && high.abs() < 1e3);
+        ordered && (self.0.is_empty() || self.0.len() == 5)
+    }
+
     /// Makes room for a run.
     pub(super) fn cover(&mut self, f: &Features) {
         let at = place(f);

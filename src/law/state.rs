@@ -3,7 +3,7 @@
 
 use super::features::{Basis, Features};
 use super::form::{Belief, Form, Slope, level_name};
-use super::gpu::{Gpu, Prior};
+use super::gpu::{Generation, Gpu, Prior};
 use super::linalg::{Symmetric, dot};
 use super::predict::{Outside, Prediction};
 use super::range::{Range, WIDENING};
@@ -61,6 +61,8 @@ fn single(x: f64) -> f32 {
 pub struct Law {
     pub form: Form,
     pub gpu: Gpu,
+    /// Of the product, looked up once.
+    pub(super) generation: Option<Generation>,
     pub(super) parameters: Vec<Parameter>,
     pub(super) covariance: Symmetric,
     /// Variance of ln E about the law, one run.
@@ -86,6 +88,10 @@ pub enum StateError {
     Syntax(#[source] serde_json::Error),
     #[error("the saved law has version {0}; this program reads version {STATE_VERSION}")]
     Version(u32),
+    #[error(
+        "the saved law has version {0}, of a newer program; this one reads version {STATE_VERSION}: upgrade it"
+    )]
+    Newer(u32),
     #[error("the saved law is broken: {0}")]
     Broken(&'static str),
 }
@@ -127,6 +133,7 @@ impl Law {
         Self {
             form,
             gpu: gpu.clone(),
+            generation: gpu.sheet().map(|sheet| sheet.generation),
             parameters: fixed
                 .into_iter()
                 .map(|(name, belief)| Parameter {
@@ -233,9 +240,10 @@ impl Law {
     }
 
     pub(super) fn linearise(&self, features: &Features) -> (f64, Vec<Slope>) {
-        self.form.linearise(features, |name, absent| {
-            self.index(name).map_or(absent, |i| self.parameters[i].mean)
-        })
+        self.form
+            .linearise(features, self.generation, |name, absent| {
+                self.index(name).map_or(absent, |i| self.parameters[i].mean)
+            })
     }
 
     /// The slopes as a vector over the parameters, and the variance of those that this
@@ -261,7 +269,7 @@ impl Law {
 
     /// Makes room for a run's own levels, forgetting the one unseen longest where full.
     pub(super) fn admit(&mut self, features: &Features) {
-        for (name, belief) in self.form.own(features) {
+        for (name, belief) in self.form.own(features, self.generation) {
             if self.index(&name).is_none() {
                 self.add(name, belief);
             }
@@ -317,19 +325,32 @@ impl Law {
     /// # Errors
     /// Text that is not such a state, is of another version, or does not hang together.
     pub fn load(text: &str) -> Result<Self, StateError> {
-        let saved: Saved = serde_json::from_str(text).map_err(StateError::Syntax)?;
-        if saved.version != STATE_VERSION {
-            return Err(StateError::Version(saved.version));
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
         }
+        let of: Versioned = serde_json::from_str(text).map_err(StateError::Syntax)?;
+        match of.version {
+            STATE_VERSION => {}
+            newer if newer > STATE_VERSION => return Err(StateError::Newer(newer)),
+            older => return Err(StateError::Version(older)),
+        }
+        let saved: Saved = serde_json::from_str(text).map_err(StateError::Syntax)?;
         let n = saved.parameters.len();
         let covariance = decode(&saved.covariance)
             .and_then(|lower| Symmetric::from_lower(n, &lower))
-            .filter(|covariance| (0..n).all(|i| covariance.get(i, i) >= 0.0))
+            .filter(|covariance| covariance.is_plausible())
             .ok_or(StateError::Broken(
                 "the covariance does not fit the parameters",
             ))?;
-        if saved.parameters.iter().any(|p| !p.mean.is_finite()) || !saved.noise.is_finite() {
-            return Err(StateError::Broken("a parameter is not a number"));
+        if saved.parameters.iter().any(|p| !(p.mean.abs() < 50.0)) {
+            return Err(StateError::Broken("a parameter is no possible number"));
+        }
+        if !(1e-6..=1.0).contains(&saved.noise) || !(0.0..=100.0).contains(&saved.error) {
+            return Err(StateError::Broken("its scatter is no possible number"));
+        }
+        if !saved.range.is_possible() {
+            return Err(StateError::Broken("its range is no range"));
         }
         let fixed = saved.form.fixed(&saved.gpu.prior());
         if fixed
@@ -340,6 +361,7 @@ impl Law {
         }
         Ok(Self {
             form: saved.form,
+            generation: saved.gpu.sheet().map(|sheet| sheet.generation),
             gpu: saved.gpu,
             parameters: saved.parameters,
             covariance,

@@ -185,7 +185,7 @@ impl Law {
 
     /// Marks the levels of a run as seen.
     pub(super) fn touch(&mut self, f: &Features, number: u64) {
-        for (name, _) in self.form.own(f) {
+        for (name, _) in self.form.own(f, self.generation) {
             if let Some(i) = self.index(&name) {
                 self.parameters[i].seen = number;
                 self.parameters[i].runs += 1;

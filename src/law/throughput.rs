@@ -26,14 +26,14 @@ impl Law {
             .iter()
             .map(|factor| factor.value)
             .product();
-        let seconds = breakdown.parts.iter().map(|part| {
-            let share = if part.name == "launches" {
-                WAITING
-            } else {
-                AT_WORK
-            };
-            part.joules * factor / (share * power)
-        });
-        Some(seconds.sum())
+        let of = |launches: bool| {
+            let parts = breakdown.parts.iter();
+            let parts = parts.filter(|part| (part.name == "launches") == launches);
+            parts.map(|part| part.joules * factor / power).sum::<f64>()
+        };
+        // Launches run ahead of the work as far as they can: the slower of the two decides,
+        // and where they are alike they hinder each other.
+        let (work, launches) = (of(false) / AT_WORK, of(true) / WAITING);
+        Some((work.powi(4) + launches.powi(4)).sqrt().sqrt())
     }
 }

@@ -240,7 +240,8 @@ impl Workload {
     pub fn model_calls(&self) -> f64 {
         let steps = f64::from(self.steps);
         let steps = match self.strength {
-            Some(strength) => (steps * strength.clamp(0.0, 1.0)).floor().max(1.0),
+            // Some pipelines round down, some up: at most a step apart.
+            Some(strength) => (steps * strength.clamp(0.0, 1.0) - 1e-6).ceil().max(1.0),
             None => steps,
         };
         match self.scheduler {
@@ -388,7 +389,11 @@ impl Reader<'_> {
             controlnets: self.rare(CONTROLNETS, 8),
             lora_rank: self.rare(LORA, 1024),
             vae_tiling: self.optional(TILING, truth).unwrap_or(false),
-            refiner: self.optional(REFINER, |name| Some(catalogue.get(name)?.name.clone())),
+            refiner: self.optional(REFINER, |name| {
+                let refiner = catalogue.get(name)?;
+                let usable = refiner.frames.is_none() && refiner.name != model.name;
+                usable.then(|| refiner.name.clone())
+            }),
             denoising_end: self.optional(DENOISING_END, fraction),
             assumed: std::mem::take(&mut self.assumed),
         }

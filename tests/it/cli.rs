@@ -115,7 +115,7 @@ const WRONG: &[(&[&str], &str)] = &[
     ),
     (
         &["predict", "--model", "sdxl", "--gpu", "XYZ"],
-        "--gpu \"XYZ\" is no GPU product that is known",
+        "--gpu \"xyz\" is no GPU product that is known",
     ),
     (
         &["fit", "/no/such/file.csv"],
@@ -128,7 +128,15 @@ const WRONG: &[(&[&str], &str)] = &[
     (&["fit", "--nosuch"], "unexpected argument '--nosuch' found"),
     (
         &["predict", "--gpu", "A100"],
-        "not provided: --model <MODEL>; usage: jouleward predict",
+        "--model is missing: name one",
+    ),
+    (
+        &["predict", "--model", "sdxl"],
+        "--gpu is missing: name a product",
+    ),
+    (
+        &["debug", "attribution"],
+        "usage: jouleward debug attribution",
     ),
     (&["crds", "-o", "xml"], "--help says more"),
     (&["nosuch"], "unrecognized subcommand"),
@@ -182,11 +190,6 @@ fn a_table_of_runs_is_fitted_and_rows_that_cannot_be_used_are_named() {
     let laws = folder.join("laws");
     let output = jouleward(&[
         "fit",
-        "explain",
-        "plan",
-        "score",
-        "plot",
-        "model import",
         data.to_str().unwrap(),
         "--save",
         laws.to_str().unwrap(),

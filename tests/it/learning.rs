@@ -127,22 +127,25 @@ fn what_the_application_says_it_made_counts_not_what_was_asked() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         budgeted(client, "says-made").await?;
-        // It burns for twice the steps, as if it had made twice the pictures, and says so.
+        // Asked for eight pictures it stops after four, and says so.
+        let ask = Generate { images: 8, ..ASK };
+        let stopped = |name: &str, done: &str| {
+            let mut job = ask.job(name);
+            job["spec"]["template"]["metadata"]["annotations"]["simnode/makes"] = json!("4");
+            job["metadata"]["annotations"]["jouleward.dev/images-done"] = json!(done);
+            job
+        };
         for number in 0..3 {
-            let mut job = liar(&format!("made-{number}"));
-            job["metadata"]["annotations"]["jouleward.dev/images-done"] = json!("8");
+            let job = stopped(&format!("made-{number}"), "4");
             let record = record(client, "says-made", &job).await?;
             let said = observation(&record);
             ensure!(said.starts_with("Learnt"), "{said}");
         }
-        let mut job = liar("nothing");
-        job["metadata"]["annotations"]["jouleward.dev/images-done"] = json!("0");
-        let record = record(client, "says-made", &job).await?;
-        ensure!(
-            observation(&record) == "NothingMade",
-            "{}",
-            observation(&record)
-        );
+        for (done, reason) in [("0", "NothingMade"), ("9", "MoreDoneThanAsked")] {
+            let job = stopped(&format!("claims-{done}"), done);
+            let record = record(client, "says-made", &job).await?;
+            ensure!(observation(&record) == reason, "{}", observation(&record));
+        }
         let law = jobs::laws(client).get("a100-sxm4-40gb").await?;
         let namespaces = law.data["status"]["namespaces"]
             .as_array()

@@ -138,7 +138,10 @@ impl Import {
             Component::Own(denoiser.clone()),
         );
         entry.pipelines = vec![class.to_owned()];
-        let like = alike(class);
+        let network = crate::law::network::class(&denoiser).unwrap_or_default();
+        let same = alike(class);
+        let guessed = same.is_none();
+        let like = same.or_else(|| alike_network(network));
         if let Some(like) = &like {
             entry.tokens = like.tokens;
             entry.guidance = like.guidance;
@@ -146,15 +149,25 @@ impl Import {
             entry.frames = like.frames;
             entry.defaults = like.defaults.clone();
             entry.encodes = like.encodes;
-        } else {
+            entry.binned = like.binned;
+        }
+        if guessed {
+            entry.certain = false;
+            let by = like
+                .as_ref()
+                .map_or("what most run", |like| like.name.as_str());
             eprintln!(
-                "{class}: no pipeline of the catalogue; guidance and text length are guessed"
+                "{class}: no pipeline of the catalogue; guidance, text length and defaults are taken from {by}: look at them"
             );
         }
         if let Some(tokens) = self.text_tokens {
             entry.tokens = tokens;
         }
-        entry.defaults.size = size(&denoiser).or(entry.defaults.size);
+        // The pipeline's own default, where it is known, is what runs.
+        let sized = entry.defaults.size.is_some() || entry.defaults.width.is_some();
+        if !sized || class.starts_with("StableDiffusionPipeline") {
+            entry.defaults.size = size(&denoiser).or(entry.defaults.size);
+        }
         if let Some(decoder) = ["vae", "movq", "vqgan"].into_iter().find(|name| has(name)) {
             entry.decoder = decoder_of(of(decoder)?);
         }
@@ -208,6 +221,19 @@ fn alike(class: &str) -> Option<Entry> {
     file.models.into_iter().find(runs)
 }
 
+/// The entry of the built-in catalogue whose denoiser is of the same class.
+fn alike_network(network: &str) -> Option<Entry> {
+    let file = CatalogueFile::built_in();
+    let of = |entry: &Entry| {
+        let config = match &entry.denoiser {
+            Component::Named(name) => file.components.get(name),
+            Component::Own(config) => Some(config),
+        };
+        config.and_then(crate::law::network::class) == Some(network)
+    };
+    file.models.iter().find(|entry| of(entry)).cloned()
+}
+
 fn blank(name: String, denoiser: Component) -> Entry {
     Entry {
         name,
@@ -221,6 +247,7 @@ fn blank(name: String, denoiser: Component) -> Entry {
         prior: None,
         decoder: Component::Named("autoencoder-kl".to_owned()),
         encodes: false,
+        binned: false,
         multiple: 8,
         frames: None,
         guidance: Guidance::default(),
@@ -266,8 +293,8 @@ fn decoder_of(config: Value) -> Component {
 
 /// Side of the picture that a denoiser was made for: eight pixels to a latent.
 fn size(config: &Value) -> Option<u32> {
-    let side = config.get("sample_size")?.as_u64()?;
-    u32::try_from(side * 8)
+    let side = config.get("sample_size")?.as_u64()?.checked_mul(8)?;
+    u32::try_from(side)
         .ok()
         .filter(|side| (64..=8192).contains(side))
 }
@@ -289,6 +316,12 @@ fn manifest(entry: &Entry) -> anyhow::Result<String> {
     let Component::Own(denoiser) = &entry.denoiser else {
         return Err(wrong("the denoiser is named, not described".to_owned()));
     };
+    if entry.frames.is_some() || entry.prior.is_some() {
+        return Err(wrong(
+            "--manifest: a DiffusionModel holds pictures without a prior alone; give the catalogue entry to --catalogue, and in a cluster name the built-in model as base"
+                .to_owned(),
+        ));
+    }
     let mut catalogue = Catalogue::built_in();
     let file = CatalogueFile {
         components: BTreeMap::new(),
@@ -319,6 +352,8 @@ fn manifest(entry: &Entry) -> anyhow::Result<String> {
         text_gigaflops: whole(text / 1e9),
         decoder_megaflops_per_token: whole(decoder / extent.tokens / 1e6),
         guidance: entry.guidance.runs,
+        guidance_scale: Some(entry.guidance.scale),
+        negative_prompt: Some(entry.guidance.negative),
         default_size: i64::from(entry.defaults.size.unwrap_or(1024)),
         default_steps: i64::from(entry.defaults.steps.unwrap_or(28)),
     };

@@ -45,6 +45,9 @@ pub struct Entry {
     pub encodes: bool,
     #[serde(default = "eight")]
     pub multiple: u32,
+    /// True where less than the default size is made at it, and scaled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub binned: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frames: Option<Frames>,
     #[serde(default)]
@@ -167,6 +170,19 @@ impl CatalogueFile {
     /// # Errors
     /// What is wrong with the first that cannot be used, by model and field.
     pub fn models(&self) -> Result<Vec<(Model, Vec<String>)>, CatalogueError> {
+        let mut seen = std::collections::BTreeSet::new();
+        for entry in &self.models {
+            for name in std::iter::once(&entry.name).chain(&entry.aliases) {
+                if !seen.insert(name.trim().to_lowercase()) {
+                    return Err(CatalogueError::Value {
+                        model: entry.name.clone(),
+                        field: "aliases",
+                        value: format!("{name:?}, which stands in the file twice"),
+                        allowed: "each name may stand for one model",
+                    });
+                }
+            }
+        }
         let made = self.models.iter().map(|entry| {
             let model = self.model(entry)?;
             Ok((model, entry.aliases.clone()))
@@ -203,6 +219,7 @@ impl CatalogueFile {
                 "1 to 256 px are allowed",
             ));
         }
+        entry.check(&refuse)?;
         let denoiser = self.work(entry, "denoiser", &entry.denoiser, entry.tokens)?;
         let controlnet = entry.controlnet.as_ref();
         let prior = entry.prior.as_ref();
@@ -218,8 +235,8 @@ impl CatalogueFile {
                 .map(|prior| {
                     Ok(Prior {
                         work: self.work(entry, "prior", &prior.network, entry.tokens)?,
-                        calls: prior.calls.clamp(0.0, 10_000.0),
-                        rows: prior.rows.clamp(1.0, 8.0),
+                        calls: prior.calls,
+                        rows: prior.rows,
                     })
                 })
                 .transpose()?,
@@ -229,6 +246,7 @@ impl CatalogueFile {
                 encodes: entry.encodes,
             },
             pixel_multiple: entry.multiple,
+            binned: entry.binned,
             frames: entry.frames,
             guidance: entry.guidance,
             defaults: entry.defaults.resolve(),
@@ -242,7 +260,7 @@ impl CatalogueFile {
             text += self.work(entry, "text", &encoder.network, encoder.tokens)?;
         }
         if let Some(tera) = entry.text_teraflops {
-            let flops = tera.clamp(0.0, 1e6) * 1e12;
+            let flops = tera * 1e12;
             text.linear += Polynomial::constant(flops);
             text.elements += Polynomial::constant(flops / TEXT_FLOPS_PER_ELEMENT);
             text.launches += TEXT_LAUNCHES;
@@ -307,7 +325,15 @@ impl CatalogueFile {
             frames: 1.0,
         };
         let flops = work.flops(extent).0;
-        if flops.is_finite() && flops > 0.0 && flops < 1e18 {
+        if !work.is_possible() {
+            return Err(CatalogueError::Value {
+                model: model(),
+                field,
+                value: "negative, or no number, in a part".to_owned(),
+                allowed: "every coefficient, weights and launches must be 0 or more",
+            });
+        }
+        if flops > 0.0 && flops < 1e18 {
             return Ok(work);
         }
         Err(CatalogueError::Value {
@@ -327,16 +353,125 @@ fn built_in(name: &str) -> Option<&'static Value> {
     COMPONENTS.get(name)
 }
 
+/// Makes a refusal of a field, its value and what is allowed.
+type Refuse<'a> = &'a dyn Fn(&'static str, String, &'static str) -> CatalogueError;
+
+impl Entry {
+    /// Refuses what no pipeline has.
+    fn check(&self, refuse: Refuse<'_>) -> Result<(), CatalogueError> {
+        let number = |field, value: Option<f64>, least: f64, most: f64, allowed| match value {
+            Some(value) if !(least..=most).contains(&value) => {
+                Err(refuse(field, value.to_string(), allowed))
+            }
+            _ => Ok(()),
+        };
+        let whole = |value: Option<u32>| value.map(f64::from);
+        let d = &self.defaults;
+        number(
+            "textTeraflops",
+            self.text_teraflops,
+            0.0,
+            1e6,
+            "0 to 1000000 are allowed",
+        )?;
+        let prior = self.prior.as_ref();
+        number(
+            "prior.calls",
+            prior.map(|p| p.calls),
+            0.0,
+            1e4,
+            "0 to 10000 are allowed",
+        )?;
+        number(
+            "prior.rows",
+            prior.map(|p| p.rows),
+            1.0,
+            8.0,
+            "1 to 8 are allowed",
+        )?;
+        number(
+            "guidance.above",
+            Some(self.guidance.above),
+            0.0,
+            100.0,
+            "0 to 100 are allowed",
+        )?;
+        for text in &self.text {
+            number(
+                "text.tokens",
+                Some(text.tokens),
+                0.0,
+                1e5,
+                "0 to 100000 are allowed",
+            )?;
+        }
+        for side in [d.size, d.width, d.height] {
+            number(
+                "defaults.size",
+                whole(side),
+                64.0,
+                8192.0,
+                "64 to 8192 px are allowed",
+            )?;
+        }
+        number(
+            "defaults.steps",
+            whole(d.steps),
+            1.0,
+            1e3,
+            "1 to 1000 are allowed",
+        )?;
+        number(
+            "defaults.frames",
+            whole(d.frames),
+            1.0,
+            1e4,
+            "1 to 10000 are allowed",
+        )?;
+        number(
+            "defaults.guidance",
+            d.guidance,
+            0.0,
+            100.0,
+            "0 to 100 are allowed",
+        )?;
+        number(
+            "defaults.trueCfg",
+            d.true_cfg,
+            0.0,
+            100.0,
+            "0 to 100 are allowed",
+        )?;
+        let frames = self.frames.as_ref();
+        let compression = frames.map(|f| f64::from(f.compression));
+        number(
+            "frames.compression",
+            compression,
+            1.0,
+            64.0,
+            "1 to 64 are allowed",
+        )?;
+        let multiple = frames.map(|f| f64::from(f.multiple));
+        number(
+            "frames.multiple",
+            multiple,
+            1.0,
+            64.0,
+            "1 to 64 are allowed",
+        )
+    }
+}
+
 impl DefaultsEntry {
     fn resolve(&self) -> Defaults {
-        let side = |own: Option<u32>| own.or(self.size).unwrap_or(1024).clamp(64, 8192);
+        let side = |own: Option<u32>| own.or(self.size).unwrap_or(1024);
         Defaults {
             width: side(self.width),
             height: side(self.height),
-            steps: self.steps.unwrap_or(28).clamp(1, 1000),
-            guidance: self.guidance.unwrap_or(7.0).clamp(0.0, 100.0),
-            true_cfg: self.true_cfg.unwrap_or(1.0).clamp(0.0, 100.0),
-            frames: self.frames.unwrap_or(1).clamp(1, 10_000),
+            steps: self.steps.unwrap_or(28),
+            guidance: self.guidance.unwrap_or(7.0),
+            true_cfg: self.true_cfg.unwrap_or(1.0),
+            frames: self.frames.unwrap_or(1),
         }
     }
 }

@@ -47,7 +47,20 @@ impl Catalogue {
     /// What is wrong with the file, by line or by model and field.
     pub fn read(&mut self, text: &str) -> Result<(), CatalogueError> {
         let file: CatalogueFile = serde_yaml::from_str(text).map_err(CatalogueError::Syntax)?;
-        for (model, aliases) in file.models()? {
+        let models = file.models()?;
+        for (model, aliases) in &models {
+            for alias in aliases {
+                if let Some(taken) = self.get(alias).filter(|taken| taken.name != model.name) {
+                    return Err(CatalogueError::Value {
+                        model: model.name.clone(),
+                        field: "aliases",
+                        value: format!("{alias:?}, which is {}", taken.name),
+                        allowed: "an alias may not take another model's name",
+                    });
+                }
+            }
+        }
+        for (model, aliases) in models {
             let name = model.name.clone();
             self.insert(model);
             for alias in aliases {

@@ -21,6 +21,9 @@ pub struct Model {
     pub decoder: Decoding,
     /// Width and height are padded up to a multiple of this, in px.
     pub pixel_multiple: u32,
+    /// True where the pipeline makes one of a few sizes of about its default's area and
+    /// scales it to what was asked: less is not cheaper.
+    pub binned: bool,
     /// Of videos; pictures have none.
     pub frames: Option<Frames>,
     pub guidance: Guidance,

@@ -19,6 +19,8 @@ pub(super) const ENERGIES: [(&str, f64, bool); 5] = [
 
 /// Joules that a call of a denoiser cannot be below, whatever the model and the GPU.
 const LEAST_A_CALL: f64 = 0.05;
+/// Nor above: a day of a rack.
+const MOST_A_CALL: f64 = 1e7;
 
 type Row<'a> = BTreeMap<&'a str, String>;
 
@@ -37,6 +39,13 @@ pub(super) fn observe(row: &Row<'_>, catalogue: &Catalogue) -> Result<(Gpu, Obse
         format!("model {:?} is not in the catalogue{hint}", text("model"))
     })?;
     let gpu = Gpu::parse(text("gpu")).ok_or("gpu is empty")?;
+    if !gpu.is_product() {
+        return Err(format!(
+            "gpu {:?} is no GPU product that is known; for example {}",
+            text("gpu"),
+            crate::law::GPU_EXAMPLES
+        ));
+    }
     let workload = workload(row, model, catalogue)?;
     let energy = energy(row, &workload)?;
     let gpus = number(text("num_gpus"), "num_gpus", Some(1), 1, 1024)?;
@@ -117,12 +126,12 @@ fn workload(row: &Row<'_>, model: &Model, catalogue: &Catalogue) -> Result<Workl
         images: u64::from(batch),
         batch,
         frames,
-        negative_prompt: text("negative_prompt") != "false",
+        negative_prompt: truth(text("negative_prompt"), "negative_prompt", true)?,
         strength: optional(text("strength"), "strength", 0.01, 1.0)?,
         scheduler,
         controlnets: number(text("controlnets"), "controlnets", Some(0), 0, 8)?,
         lora_rank: number(text("lora_rank"), "lora_rank", Some(0), 0, 1024)?,
-        vae_tiling: text("vae_tiling") == "true",
+        vae_tiling: truth(text("vae_tiling"), "vae_tiling", false)?,
         refiner,
         denoising_end: optional(text("denoising_end"), "denoising_end", 0.0, 1.0)?,
         assumed: Vec::new(),
@@ -160,7 +169,21 @@ fn energy(row: &Row<'_>, workload: &Workload) -> Result<f64, String> {
             "{name} {written}: {energy:.3} J an image of {steps} steps is less than any GPU needs; is the unit right?"
         ));
     }
+    if energy > MOST_A_CALL * calls.max(1.0) {
+        return Err(format!(
+            "{name} {written}: {energy:.3e} J an image is more than any GPU uses; is the unit right?"
+        ));
+    }
     Ok(energy)
+}
+
+fn truth(text: &str, name: &str, absent: bool) -> Result<bool, String> {
+    match text {
+        "" => Ok(absent),
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(format!("{name} {other:?} is not true or false")),
+    }
 }
 
 /// Whether idle power is in the energy: the column `basis`, else a note that it was subtracted.

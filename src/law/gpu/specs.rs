@@ -132,25 +132,68 @@ pub(super) const SHEETS: &[Sheet] = &[
     sheet("gb10", Blackwell, 128.0, 273.0, 140.0, 118.0),
 ];
 
-/// The data sheet of a canonical name: its own, or that of the longest name that it begins
-/// with, or that begins with it.
+/// What people mean by a family's bare name.
+const USUAL: [(&str, &str); 6] = [
+    ("a100", "a100-sxm4-80gb"),
+    ("a100-sxm", "a100-sxm4-80gb"),
+    ("a100-pcie", "a100-pcie-40gb"),
+    ("h100", "h100-80gb-hbm3"),
+    ("v100", "v100-sxm2-32gb"),
+    ("rtx-6000-ada", "rtx-6000-ada-generation"),
+];
+
+/// The data sheet of a canonical name: its own, or that of the longest known name that it begins
+/// with, whole words alone; else what the longest such family's name usually means.
 pub(super) fn of(name: &str) -> Option<&'static Sheet> {
-    let own = SHEETS.iter().find(|sheet| sheet.name == name);
-    let longest = || {
-        SHEETS
-            .iter()
-            .filter(|sheet| name.starts_with(sheet.name))
-            .max_by_key(|sheet| sheet.name.len())
+    let begins = |whole: &str, part: &str| {
+        let rest = whole.strip_prefix(part);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
-    let shortest = || {
-        let begins = |sheet: &&Sheet| {
-            let rest = sheet.name.strip_prefix(name);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    let own = SHEETS
+        .iter()
+        .filter(|sheet| begins(name, sheet.name) && sheet.name != "h100")
+        .max_by_key(|sheet| sheet.name.len());
+    let usual = || {
+        let family = USUAL.iter().filter(|(family, _)| begins(name, family));
+        let (_, meant) = family.max_by_key(|(family, _)| family.len())?;
+        SHEETS.iter().find(|sheet| sheet.name == *meant)
+    };
+    // A5000 is written without its RTX, L40 with more behind it.
+    let longer = || {
+        let with_rtx = format!("rtx-{name}");
+        let of = |name: &str| {
+            let longer = SHEETS.iter().filter(|sheet| begins(sheet.name, name));
+            longer.min_by_key(|sheet| sheet.name.len())
         };
-        SHEETS
-            .iter()
-            .filter(begins)
-            .min_by_key(|sheet| sheet.name.len())
+        of(name).or_else(|| of(&with_rtx))
     };
-    own.or_else(longest).or_else(shortest)
+    own.or_else(usual).or_else(longer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_as_people_write_them_find_their_own_sheet() {
+        for (name, sheet) in [
+            ("a100", "a100-sxm4-80gb"),
+            ("a100-sxm-80gb", "a100-sxm4-80gb"),
+            ("a100-80gb-pcie", "a100-80gb-pcie"),
+            ("a100-pg509-200", "a100-sxm4-80gb"),
+            ("h100", "h100-80gb-hbm3"),
+            ("h100-80gb-hbm3", "h100-80gb-hbm3"),
+            ("a4000", "rtx-a4000"),
+            ("a10", "a10"),
+            ("a10g", "a10g"),
+            ("l40s", "l40s"),
+            ("t4", "t4"),
+            ("gh200-480gb", "gh200-480gb"),
+        ] {
+            assert_eq!(of(name).map(|s| s.name), Some(sheet), "{name}");
+        }
+        for name in ["t400", "abacus", "a1000", "unmeasured", ""] {
+            assert_eq!(of(name).map(|s| s.name), None, "{name}");
+        }
+    }
 }

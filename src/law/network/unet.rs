@@ -268,7 +268,33 @@ impl Config {
     }
 
     fn layers(&self, level: usize) -> usize {
-        self.layers_per_block.at(level).unwrap_or(2).min(64)
+        self.layers_per_block.at(level).unwrap_or(2)
+    }
+
+    /// Depths that would make a walk endless.
+    fn check_depths(&self, config: &Value, levels: usize) -> Result<(), ConfigError> {
+        for level in 0..levels {
+            let layers = within(config, "layers_per_block", self.layers(level), 64)?;
+            for layer in 0..=layers {
+                let depth = self.transformer_layers_per_block.at(level, layer);
+                within(
+                    config,
+                    "transformer_layers_per_block",
+                    depth.saturating_add(1),
+                    129,
+                )?;
+                if let Some(reverse) = &self.reverse_transformer_layers_per_block {
+                    let depth = reverse.at(level, layer);
+                    within(
+                        config,
+                        "reverse_transformer_layers_per_block",
+                        depth.saturating_add(1),
+                        129,
+                    )?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check(&self, config: &Value) -> Result<usize, ConfigError> {
@@ -287,6 +313,7 @@ impl Config {
                 allowed: "down_block_types and up_block_types need one name for each of block_out_channels",
             });
         }
+        self.check_depths(config, levels)?;
         Ok(levels)
     }
 }
@@ -337,6 +364,7 @@ pub(super) fn walk_controlnet(config: &Value, text_tokens: f64) -> Result<Work, 
     if unet.down_block_types.len() < levels {
         unet.check(config)?;
     }
+    unet.check_depths(config, levels)?;
     let (mut walker, at, width, skips) = down(&unet, levels, text_tokens);
     let mut place = Tokens::image(LATENT);
     for (number, skip) in skips.iter().enumerate() {

@@ -51,6 +51,22 @@ impl Work {
         self.at(extent).flops()
     }
 
+    /// True where no part is negative or no number.
+    pub fn is_possible(&self) -> bool {
+        let parts = [
+            &self.linear,
+            &self.convolution,
+            &self.attention,
+            &self.padding,
+            &self.elements,
+        ];
+        let possible = |x: f64| (0.0..1e30).contains(&x);
+        let coefficients = parts.iter().flat_map(|part| part.coefficients());
+        coefficients
+            .chain([self.weights, self.launches])
+            .all(possible)
+    }
+
     pub fn at(&self, extent: Extent) -> Amount {
         Amount {
             linear: self.linear.at(extent),

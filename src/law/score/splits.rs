@@ -26,7 +26,13 @@ pub fn leave_architecture_out(form: Form, runs: &[Observation]) -> Result<Vec<Ju
 
 /// Models of one shape do the same work in a call of the same size.
 fn shape(features: &Features) -> String {
-    const ALIKE: [(&str, &str); 7] = [
+    const ALIKE: [(&str, &str); 13] = [
+        ("flux.1-schnell", "flux.1-dev"),
+        ("flux.1-fill-dev", "flux.1-dev"),
+        ("sd3.5-large-turbo", "sd3.5-large"),
+        ("z-image-turbo", "z-image"),
+        ("pixart-alpha", "pixart-sigma"),
+        ("pixart-sigma-512", "pixart-sigma"),
         ("sdxl-turbo", "sdxl"),
         ("sdxl-lightning", "sdxl"),
         ("lcm-sdxl", "sdxl"),

@@ -45,7 +45,11 @@ impl Job {
             pixels: number("width", 512.0) * number("height", 512.0),
             steps: number("num-inference-steps", 25.0),
             guided: number("guidance-scale", 7.5) > 1.0,
-            images: number("num-images", 1.0),
+            // What an application makes may be less than it was asked for.
+            images: annotations
+                .get("simnode/makes")
+                .and_then(|v| v.parse().ok())
+                .unwrap_or_else(|| number("num-images", 1.0)),
             fp32: get("precision").is_some_and(|p| p == "fp32"),
         }
     }
