@@ -3,6 +3,7 @@
 use super::arguments::{KnowledgeArguments, wrong};
 use super::measured;
 use super::output::{Format, columns, print};
+use super::prometheus;
 use crate::law::score::leave_one_model_out;
 use crate::law::{Form, Gpu, Law, Observation, Score, fit, fit_from, score};
 use anyhow::Context;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   jouleward fit runs.csv
   jouleward fit runs.csv --save laws/ -o json
+  jouleward fit --prometheus http://127.0.0.1:9090 --range 30d --save laws/
   kubectl get energylaws -o yaml > laws.yaml; jouleward fit new-runs.jsonl --law laws.yaml
 Columns: model, gpu, width, height, steps, energy_joules_per_image (or energy_wh_per_image, or
 of the whole run energy_joules, energy_wh, energy_kwh with images); optional num_gpus,
@@ -24,7 +26,15 @@ idle). JSON lines (.jsonl) have the same names. Rows that cannot be used are lis
 line.")]
 pub(super) struct Fit {
     /// CSV file, or JSON lines, with one run a line.
-    data: PathBuf,
+    #[arg(required_unless_present = "prometheus", conflicts_with = "prometheus")]
+    data: Option<PathBuf>,
+    /// Prometheus-compatible server with the exporter's and kube-state-metrics' series, for
+    /// example http://127.0.0.1:9090: every pod that succeeded is a run.
+    #[arg(long)]
+    prometheus: Option<String>,
+    /// How far back to look there.
+    #[arg(long, default_value = "7d")]
+    range: String,
     /// Folder to write each GPU's law into, for `--law` of other subcommands.
     #[arg(long)]
     save: Option<PathBuf>,
@@ -61,11 +71,18 @@ struct LeftOut {
 }
 
 impl Fit {
-    pub(super) fn run(self) -> anyhow::Result<()> {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
         let catalogue = self.knowledge.catalogue()?;
         let begun = self.knowledge.laws()?;
-        let dataset = measured::runs(&self.data, &catalogue)?;
-        measured::or_why(&self.data, &dataset)?;
+        let (dataset, source) = match (&self.data, &self.prometheus) {
+            (Some(path), _) => (measured::runs(path, &catalogue)?, path.clone()),
+            (None, url) => {
+                let url = url.clone().unwrap_or_default();
+                let server = prometheus::Server::new(&url, &self.range)?;
+                (server.runs(&catalogue).await?, PathBuf::from(url))
+            }
+        };
+        measured::or_why(&source, &dataset)?;
         let mut laws = Vec::new();
         for (gpu, runs) in &dataset.runs {
             for form in Form::ALL {

@@ -13,6 +13,7 @@ mod output;
 mod plan;
 mod plot;
 mod predict;
+mod prometheus;
 mod reference;
 mod score;
 
@@ -95,7 +96,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Predict(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Plan(command) => command.run(),
-        Command::Fit(command) => command.run(),
+        Command::Fit(command) => serve(|_| command.run()),
         Command::Score(command) => command.run(),
         Command::Plot(command) => command.run(),
         Command::Model(command) => command.run(),

@@ -339,11 +339,15 @@ impl Law {
         let n = saved.parameters.len();
         let covariance = decode(&saved.covariance)
             .and_then(|lower| Symmetric::from_lower(n, &lower))
-            .filter(|covariance| covariance.is_plausible())
+            .filter(Symmetric::is_plausible)
             .ok_or(StateError::Broken(
                 "the covariance does not fit the parameters",
             ))?;
-        if saved.parameters.iter().any(|p| !(p.mean.abs() < 50.0)) {
+        if saved
+            .parameters
+            .iter()
+            .any(|p| p.mean.is_nan() || p.mean.abs() >= 50.0)
+        {
             return Err(StateError::Broken("a parameter is no possible number"));
         }
         if !(1e-6..=1.0).contains(&saved.noise) || !(0.0..=100.0).contains(&saved.error) {

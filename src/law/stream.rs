@@ -103,7 +103,7 @@ impl Law {
         let mut z = 0.0_f64;
         let mut sample = 0.0;
         let mut last = (Vec::new(), Vec::new(), 1.0);
-        for iteration in 0..3 {
+        for iteration in 0..2 {
             let (ln, slopes) = self.linearise(&run.features);
             let (x, _) = self.dense(&slopes);
             let px = self.covariance.times(&x);

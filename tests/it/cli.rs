@@ -135,8 +135,8 @@ const WRONG: &[(&[&str], &str)] = &[
         "--gpu is missing: name a product",
     ),
     (
-        &["debug", "attribution"],
-        "usage: jouleward debug attribution",
+        &["explain", "--model", "sdxl"],
+        "not provided: --gpu <GPU>; usage: jouleward explain",
     ),
     (&["crds", "-o", "xml"], "--help says more"),
     (&["nosuch"], "unrecognized subcommand"),

@@ -329,6 +329,95 @@ fn runs(folder: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// What an exporter and kube-state-metrics say of pods: three that made pictures and ended
+/// well, one that still runs, one of which nothing is annotated.
+fn pods_as_metrics() -> String {
+    let mut text = String::new();
+    let mut add = |line: String| text += &format!("{line}\n");
+    add("jouleward_gpu_info{node=\"n\",gpu_uuid=\"GPU-1\",model=\"NVIDIA L40S\"} 1".to_owned());
+    for (number, (model, joules)) in [
+        ("sdxl", 9000),
+        ("sdxl", 9100),
+        ("sd1.5", 3000),
+        ("sdxl", 10),
+        ("", 5000),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let pod = format!("namespace=\"team\",pod=\"p{number}\",uid=\"uid-{number}\"");
+        add(format!(
+            "jouleward_pod_gpu_energy_joules_total{{{pod},gpu_uuid=\"GPU-1\",container=\"c\",component=\"active\"}} {joules}"
+        ));
+        let succeeded = u8::from(number != 3);
+        add(format!(
+            "kube_pod_status_phase{{{pod},phase=\"Succeeded\"}} {succeeded}"
+        ));
+        let said = if model.is_empty() {
+            String::new()
+        } else {
+            format!(
+                ",annotation_jouleward_dev_model=\"{model}\",annotation_jouleward_dev_num_images=\"5\",annotation_jouleward_dev_num_inference_steps=\"30\""
+            )
+        };
+        add(format!("kube_pod_annotations{{{pod}{said}}} 1"));
+    }
+    text
+}
+
+#[test]
+fn a_real_prometheus_server_is_fitted_from_by_what_its_pods_burned_and_said() {
+    use harness::prometheus::Prometheus;
+    use std::time::Duration;
+    let folder = folder("fit-prometheus");
+    crate::support::runtime().block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap().to_string();
+        let mut serving = tokio::task::JoinSet::new();
+        serving.spawn(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut asked = [0; 4096];
+                let _ = stream.read(&mut asked).await;
+                let body = pods_as_metrics();
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+                let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+            }
+        });
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap().to_string();
+        drop(free);
+        let rules = serde_json::json!({ "groups": [] });
+        let pause = Duration::from_millis(500);
+        let _server =
+            Prometheus::start(&folder, "server", &address, pause, &[target], &rules).unwrap();
+        let url = format!("http://{address}");
+        let fitted = harness::eventually("two models' runs", Duration::from_secs(30), || async {
+            let args = ["fit", "--prometheus", &url, "--range", "1h", "-o", "json"];
+            let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_jouleward"))
+                .args(args)
+                .output()
+                .await?;
+            let report: serde_json::Value =
+                serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let whole = report["leftOut"].as_array().is_some_and(|left| left.len() == 1);
+            Ok((output.status.success() && whole).then_some(report))
+        })
+        .await
+        .unwrap();
+        serving.abort_all();
+        let law = &fitted["laws"][0];
+        assert_eq!(law["gpu"], "l40s");
+        // The one that still runs is no run; the one that says nothing is named.
+        assert_eq!(law["inSample"]["runs"], 3);
+        let why = fitted["leftOut"][0]["why"].as_str().unwrap();
+        assert!(why.contains("team/p4") && why.contains("allowlist"), "{why}");
+    });
+    assert!(refused(&["fit", "--prometheus", "https://x", "--range", "1h"]).contains("http://"));
+    assert!(refused(&["fit", "--prometheus", "http://x", "--range", "soon"]).contains("7d"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[test]
 fn the_scoreboard_sets_the_forms_side_by_side() {
     let folder = folder("score");

@@ -54,11 +54,12 @@ fn a_namespace_that_says_half_of_what_it_burns_is_flagged_calibrated_and_not_lea
             budgeted(client, namespace).await?;
         }
         let mut honest = None;
-        for number in 0..4 {
+        // Three for the model to be known by, and as many for a namespace to be compared by.
+        for number in 0..7 {
             let job = ASK.job(&format!("honest-{number}"));
             honest = Some(record(client, "says-all", &job).await?);
         }
-        let honest = honest.context("four ran")?;
+        let honest = honest.context("seven ran")?;
         ensure!(
             observation(&honest).starts_with("Learnt"),
             "{}",

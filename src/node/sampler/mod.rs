@@ -61,6 +61,8 @@ pub(in crate::node) struct Sampler {
     pods: HashSet<String>,
     /// PIDs on the GPUs at the last look, with their pod.
     pids: HashMap<u32, Owner>,
+    /// Which part of them is asked after next.
+    turn: u32,
     since: BTreeMap<String, u64>,
     health: Health,
     listed: u64,
@@ -89,6 +91,7 @@ impl Sampler {
             processes,
             pods: HashSet::new(),
             pids: HashMap::new(),
+            turn: 0,
             since: BTreeMap::new(),
             health: if settings.own.is_some() {
                 Health::of_own()
