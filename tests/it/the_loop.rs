@@ -5,6 +5,7 @@ use anyhow::{Context, ensure};
 use harness::eventually;
 use harness::jobs::{self, Generate};
 use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -112,6 +113,15 @@ fn after_15_jobs_of_mixed_sizes_the_predictions_are_less_than_8_percent_off() {
             json!({ "limit": "10kg", "mode": "Enforce" }),
         )
         .await?;
+        // A form that no other product's law has: it inherits nothing, and begins from its prior.
+        let form = json!({ "spec": { "form": "Additive" } });
+        jobs::laws(client)
+            .patch(
+                "h100-80gb-hbm3",
+                &PatchParams::default(),
+                &Patch::Merge(&form),
+            )
+            .await?;
         let h100 = json!({ "nvidia.com/gpu.product": jobs::H100 });
         let mut errors = Vec::new();
         for number in 0..20_usize {
