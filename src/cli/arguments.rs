@@ -1,6 +1,7 @@
 //! What several subcommands ask for: a workload, a grid, laws and a catalogue.
 
 use super::WrongInput;
+use crate::budget::Oracle;
 use crate::carbon::{Intensity, Place, Pue, embedded};
 use crate::law::workload::{
     ALL, BATCH, CONTROLNETS, DENOISING_END, FRAMES, GUIDANCE, HEIGHT, IMAGES, LORA, MODEL,
@@ -262,6 +263,30 @@ impl KnowledgeArguments {
         }
         Ok(laws)
     }
+}
+
+/// All that predictions are made from, with no cluster.
+pub(super) fn oracle(
+    knowledge: &KnowledgeArguments,
+    grid: &GridArguments,
+) -> anyhow::Result<Oracle> {
+    Ok(Oracle {
+        catalogue: knowledge.catalogue()?,
+        laws: knowledge.laws()?,
+        suspects: BTreeMap::new(),
+        sites: Vec::new(),
+        fallback: grid.resolve()?,
+    })
+}
+
+/// Refuses a quantile that is none.
+pub(super) fn check_quantile(quantile: f64) -> anyhow::Result<()> {
+    if quantile > 0.0 && quantile < 1.0 {
+        return Ok(());
+    }
+    Err(wrong(format!(
+        "--quantile {quantile} is not between 0 and 1, for example 0.9"
+    )))
 }
 
 /// The states in a file: the file itself, or those of the EnergyLaw objects in it.

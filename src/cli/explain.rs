@@ -1,14 +1,15 @@
 //! `jouleward explain`: the arithmetic of a prediction, phase by phase, each constant with
 //! its origin.
 
-use super::arguments::{GridArguments, KnowledgeArguments, WorkloadArguments, gpu, wrong};
+use super::arguments::{
+    GridArguments, KnowledgeArguments, WorkloadArguments, check_quantile, gpu, oracle, wrong,
+};
 use super::output::{Format, columns, print};
-use crate::budget::{Estimate, EstimateError, Oracle, Request};
+use crate::budget::{Estimate, EstimateError, Request};
 use crate::law::network::Amount;
 use crate::law::{Breakdown, Form, Joules, Law};
 use clap::Args;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 /// Explains a prediction: the work of each phase, the joules of each kind, the interval, the
 /// grams.
@@ -88,20 +89,9 @@ struct Carbon {
 
 impl Explain {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        if !(self.quantile > 0.0 && self.quantile < 1.0) {
-            return Err(wrong(format!(
-                "--quantile {} is not between 0 and 1, for example 0.9",
-                self.quantile
-            )));
-        }
+        check_quantile(self.quantile)?;
         let product = gpu(&self.gpu)?;
-        let oracle = Oracle {
-            catalogue: self.knowledge.catalogue()?,
-            laws: self.knowledge.laws()?,
-            suspects: BTreeMap::new(),
-            sites: Vec::new(),
-            fallback: self.grid.resolve()?,
-        };
+        let oracle = oracle(&self.knowledge, &self.grid)?;
         let request = Request {
             namespace: String::new(),
             workload: self.workload.workload(&oracle.catalogue)?,

@@ -1,14 +1,13 @@
 //! `jouleward plan`: which GPU, how many, which steps, size, precision and batch make so many
 //! images an hour at the least joules and grams.
 
-use super::arguments::{GridArguments, KnowledgeArguments, WorkloadArguments, gpu, wrong};
+use super::arguments::{GridArguments, KnowledgeArguments, WorkloadArguments, gpu, oracle, wrong};
 use super::output::{Format, columns, print};
 use crate::budget::Oracle;
 use crate::carbon::{Footprint, Milligrams};
 use crate::law::{Features, Form, Gpu, Joules, Law, Precision, Workload};
 use clap::Args;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 /// Plans a deployment: compares GPUs, steps, sizes, precisions and batches.
 #[derive(Debug, Args)]
@@ -87,13 +86,7 @@ impl Plan {
                 self.images_per_hour
             )));
         }
-        let oracle = Oracle {
-            catalogue: self.knowledge.catalogue()?,
-            laws: self.knowledge.laws()?,
-            suspects: BTreeMap::new(),
-            sites: Vec::new(),
-            fallback: self.grid.resolve()?,
-        };
+        let oracle = oracle(&self.knowledge, &self.grid)?;
         let limits = [
             ("max-joules", self.max_joules),
             ("max-grams", self.max_grams),

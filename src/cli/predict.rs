@@ -2,7 +2,8 @@
 //! of a manifest, or a table of workloads.
 
 use super::arguments::{
-    GridArguments, KnowledgeArguments, WorkloadArguments, gpu, parameter, read, workload, wrong,
+    GridArguments, KnowledgeArguments, WorkloadArguments, check_quantile, gpu, oracle, parameter,
+    read, workload, wrong,
 };
 use super::output::{Format, columns, print};
 use crate::budget::{Estimate, EstimateError, Oracle, Request};
@@ -104,19 +105,8 @@ struct Asked {
 
 impl Predict {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        if !(self.quantile > 0.0 && self.quantile < 1.0) {
-            return Err(wrong(format!(
-                "--quantile {} is not between 0 and 1, for example 0.9",
-                self.quantile
-            )));
-        }
-        let oracle = Oracle {
-            catalogue: self.knowledge.catalogue()?,
-            laws: self.knowledge.laws()?,
-            suspects: BTreeMap::new(),
-            sites: Vec::new(),
-            fallback: self.grid.resolve()?,
-        };
+        check_quantile(self.quantile)?;
+        let oracle = oracle(&self.knowledge, &self.grid)?;
         if (self.filename.is_some() || self.table.is_some()) && !self.workload.is_empty() {
             return Err(wrong(
                 "--model and its parameters come from the file: leave them out, or leave out --filename and --table"
