@@ -127,9 +127,9 @@ impl Law {
         }
         let (px, x, total) = last;
         self.covariance.add_outer(&px, -1.0 / total);
-        let spread = dot(&x, &self.covariance.times(&x));
+        let px = self.covariance.times(&x);
+        let spread = dot(&x, &px);
         if spread > 1e-12 {
-            let px = self.covariance.times(&x);
             self.covariance
                 .add_outer(&px, (1.0 / LAMBDA - 1.0) / spread);
         }
