@@ -41,7 +41,7 @@ pub use explain::{Breakdown, Factor, Part};
 pub use features::{Basis, Features, Observation};
 pub use fit::{FitError, fit, fit_from};
 pub use form::Form;
-pub use gpu::{EXAMPLES as GPU_EXAMPLES, Generation, Gpu, Prior, Sheet};
+pub use gpu::{EXAMPLES as GPU_EXAMPLES, Generation, Gpu, Prior, Sheet, object_name};
 pub use predict::{Outside, Prediction};
 pub use score::{Judged, Score, score};
 pub use standing::{Standing, Standings};

@@ -5,6 +5,7 @@ use crate::api::{DenoiserSpec, DiffusionModel, DiffusionModelSpec};
 use crate::cli::arguments::{read, wrong};
 use crate::law::{
     Catalogue, CatalogueFile, Component, DefaultsEntry, Entry, Guidance, Runs, TextEntry, Workload,
+    object_name,
 };
 use clap::Args;
 use serde_json::Value;
@@ -360,16 +361,6 @@ fn manifest(entry: &Entry) -> anyhow::Result<String> {
     if entry.guidance.runs == Runs::Never {
         eprintln!("guidance is embedded and costs nothing");
     }
-    let name: String = entry
-        .name
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '.' {
-                c
-            } else {
-                '-'
-            }
-        })
-        .collect();
+    let name = object_name(&entry.name);
     Ok(serde_yaml::to_string(&DiffusionModel::new(&name, spec))?)
 }

@@ -121,6 +121,16 @@ const PRODUCTS: &[&str] = &[
     "v100s",
 ];
 
+/// A valid Kubernetes object name out of any other.
+pub fn object_name(name: &str) -> String {
+    let plain = |c: char| {
+        let kept = c.is_ascii_alphanumeric() || c == '.';
+        if kept { c.to_ascii_lowercase() } else { '-' }
+    };
+    let name: String = name.chars().map(plain).collect();
+    name.trim_matches(['-', '.']).to_owned()
+}
+
 impl Gpu {
     /// Canonical form of a product name: `-SHARED` and `-MIG-…` stripped, then a leading
     /// `NVIDIA`, blanks to `-`, lower case. `None` for an empty name.
@@ -155,18 +165,7 @@ impl Gpu {
 
     /// The name of the `EnergyLaw` for this product: a valid Kubernetes object name.
     pub fn law_name(&self) -> String {
-        let name: String = self
-            .0
-            .chars()
-            .map(|c| {
-                if c.is_ascii_alphanumeric() || c == '.' {
-                    c
-                } else {
-                    '-'
-                }
-            })
-            .collect();
-        name.trim_matches(['-', '.']).to_owned()
+        object_name(&self.0)
     }
 
     /// The data sheet, where there is one.
