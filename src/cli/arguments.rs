@@ -1,7 +1,7 @@
 //! What several subcommands ask for: a workload, a grid, laws and a catalogue.
 
 use super::WrongInput;
-use crate::budget::Oracle;
+use crate::budget::{EstimateError, Oracle};
 use crate::carbon::{Intensity, Place, Pue, embedded};
 use crate::law::workload::{
     ALL, BATCH, CONTROLNETS, DENOISING_END, FRAMES, GUIDANCE, HEIGHT, IMAGES, LORA, MODEL,
@@ -277,6 +277,20 @@ pub(super) fn oracle(
         sites: Vec::new(),
         fallback: grid.resolve()?,
     })
+}
+
+/// Why nothing can be predicted, with the product as it was given.
+pub(super) fn unpredictable(error: EstimateError, given: Option<&str>) -> String {
+    match error {
+        EstimateError::UnknownGpu { asked, allowed } => {
+            let asked = given.unwrap_or(&asked);
+            format!("--gpu {asked:?} is no GPU product that is known; {allowed}")
+        }
+        EstimateError::NoGpu => {
+            "no GPU product is named: add --gpu, for example --gpu NVIDIA-L40S".to_owned()
+        }
+        other => other.to_string(),
+    }
 }
 
 /// Refuses a quantile that is none.

@@ -2,10 +2,11 @@
 //! its origin.
 
 use super::arguments::{
-    GridArguments, KnowledgeArguments, WorkloadArguments, check_quantile, gpu, oracle, wrong,
+    GridArguments, KnowledgeArguments, WorkloadArguments, check_quantile, gpu, oracle,
+    unpredictable, wrong,
 };
 use super::output::{Format, columns, print};
-use crate::budget::{Estimate, EstimateError, Request};
+use crate::budget::{Estimate, Request};
 use crate::law::network::Amount;
 use crate::law::{Breakdown, Form, Joules, Law};
 use clap::Args;
@@ -101,12 +102,7 @@ impl Explain {
         };
         let estimate = oracle
             .estimate(&request, self.quantile)
-            .map_err(|error| match error {
-                EstimateError::UnknownGpu { asked, allowed } => wrong(format!(
-                    "--gpu {asked:?} is no GPU product that is known; {allowed}"
-                )),
-                other => wrong(other.to_string()),
-            })?;
+            .map_err(|error| wrong(unpredictable(error, Some(&self.gpu))))?;
         let law = oracle.law(&product);
         let report = self.report(&estimate, &law);
         print(self.output, &report, table)

@@ -3,10 +3,10 @@
 
 use super::arguments::{
     GridArguments, KnowledgeArguments, WorkloadArguments, check_quantile, gpu, oracle, parameter,
-    read, workload, wrong,
+    read, unpredictable, workload, wrong,
 };
 use super::output::{Format, columns, print};
-use crate::budget::{Estimate, EstimateError, Oracle, Request};
+use crate::budget::{Estimate, Oracle, Request};
 use crate::carbon::Milligrams;
 use crate::cluster::{Kind, Lite, Work};
 use crate::law::{Gpu, Joules};
@@ -136,19 +136,9 @@ impl Predict {
             None => wrong(text),
         };
         let first = asked.request.eligible.first().cloned();
-        let estimate =
-            oracle
-                .estimate(&asked.request, self.quantile)
-                .map_err(|error| match error {
-                    EstimateError::UnknownGpu { asked, allowed } => named(format!(
-                        "--gpu {asked:?} is no GPU product that is known; {allowed}"
-                    )),
-                    EstimateError::NoGpu => named(
-                        "no GPU product is named: add --gpu, for example --gpu NVIDIA-L40S"
-                            .to_owned(),
-                    ),
-                    other => named(other.to_string()),
-                })?;
+        let estimate = oracle
+            .estimate(&asked.request, self.quantile)
+            .map_err(|error| named(unpredictable(error, self.gpu.as_deref())))?;
         let own = first.is_some_and(|gpu| oracle.laws.contains_key(&gpu));
         let source = match (own, oracle.laws.is_empty()) {
             (true, _) => "file".to_owned(),

@@ -115,7 +115,7 @@ const WRONG: &[(&[&str], &str)] = &[
     ),
     (
         &["predict", "--model", "sdxl", "--gpu", "XYZ"],
-        "--gpu \"xyz\" is no GPU product that is known",
+        "--gpu \"XYZ\" is no GPU product that is known",
     ),
     (
         &["fit", "/no/such/file.csv"],
