@@ -121,7 +121,8 @@ impl Law {
 
     fn factors(&self, f: &Features) -> Vec<Factor> {
         let mut factors = Vec::new();
-        for (name, belief) in self.form.own(f, self.generation) {
+        for own in self.own(f) {
+            let (name, belief) = (own.name, own.belief);
             let known = self.index(&name);
             let mean = known.map_or(belief.mean, |i| self.parameters[i].mean);
             let runs = known.map_or(0, |i| self.parameters[i].runs);
@@ -135,7 +136,7 @@ impl Law {
             if name != class || mean.abs() > 5e-4 {
                 factors.push(Factor {
                     name: name.replacen('/', " ", 1),
-                    value: mean.exp(),
+                    value: (mean * own.by).exp(),
                     origin,
                 });
             }

@@ -31,6 +31,30 @@ pub struct Features {
     /// GPUs that share one image's work.
     pub gpus: f64,
     pub batch: f64,
+    pub stack: Stack,
+}
+
+/// What a run ran on, as far as the pod or the node tells; what is not told is taken to be as
+/// in the runs before.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Stack {
+    /// The pipeline's own, as its author names it, for example `diffusers-0.35-compile`.
+    pub software: Option<String>,
+    /// Branch of the NVIDIA driver, for example `550`.
+    pub driver: Option<String>,
+    /// The board's enforced power limit as a fraction of its default limit.
+    pub power: Option<f64>,
+}
+
+/// The branch of a driver's version: `550` of `550.54.15`.
+pub fn driver_branch(version: &str) -> String {
+    let branch: String = version
+        .chars()
+        .take_while(|c| *c != '.')
+        .filter(char::is_ascii_alphanumeric)
+        .take(8)
+        .collect();
+    branch
 }
 
 impl Features {
@@ -72,6 +96,10 @@ impl Features {
             guided: count.rows > 1.0,
             gpus: f64::from(gpus.max(1)),
             batch,
+            stack: Stack {
+                software: workload.software.clone(),
+                ..Stack::default()
+            },
         }
     }
 }

@@ -81,7 +81,9 @@ fn scatter(law: &Law, runs: &[&Observation]) -> f64 {
     let prior = 0.045_f64;
     let mut errors: Vec<f64> = runs
         .iter()
-        .map(|run| (run.energy.0.ln() - law.linearise(&run.features).0).abs())
+        .map(|run| {
+            (run.energy.0.ln() - law.linearise(&run.features, &law.own(&run.features)).0).abs()
+        })
         .collect();
     errors.sort_by(f64::total_cmp);
     let middle = errors.get(errors.len() / 2).copied().unwrap_or(prior);
@@ -116,7 +118,8 @@ fn normal_equations(law: &Law, prior: &Law, runs: &[&Observation]) -> (Symmetric
         .map(|((now, then), weight)| weight * (then.mean - now.mean))
         .collect();
     for run in runs {
-        let (ln, slopes) = law.linearise(&run.features);
+        let own = law.own(&run.features);
+        let (ln, slopes) = law.linearise(&run.features, &own);
         let (x, _) = law.dense(&slopes);
         let residual = run.energy.0.ln() - ln;
         let z = residual.abs() / law.noise.sqrt();
@@ -137,7 +140,7 @@ fn finish(mut law: Law, prior: &Law, runs: &[&Observation]) -> Law {
     }
     let mut errors = 0.0;
     for (number, run) in runs.iter().enumerate() {
-        let (ln, _) = law.linearise(&run.features);
+        let (ln, _) = law.linearise(&run.features, &law.own(&run.features));
         errors += (ln.exp() / run.energy.0 - 1.0).abs();
         law.touch(&run.features, number as u64);
     }

@@ -19,7 +19,6 @@ use super::gpu::{Generation, Prior};
 use super::workload::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
 
 /// Which law.
 #[derive(
@@ -78,6 +77,47 @@ const START_SD: f64 = 1.0;
 
 pub(super) const START: &str = "start";
 
+/// Spread of software stacks about one another: compiled graphs, attention back ends and
+/// versions of frameworks differ by tens of percent in time.
+const SOFTWARE_SD: f64 = 0.15;
+/// Of driver branches: they differ by a few percent.
+const DRIVER_SD: f64 = 0.05;
+pub(super) const DRIVER: &str = "driver/";
+pub(super) const POWER: &str = "power/limit";
+/// Exponent of the power limit: where a limit binds, a board takes longer at fewer watts, so
+/// that energy falls by less than power does; where it does not bind, nothing changes.
+const POWER_EXPONENT: Belief = Belief {
+    mean: 0.3,
+    sd: 0.25,
+};
+/// ln of a limit beside the default that is no limit at all.
+const UNLIMITED: f64 = 0.02;
+
+/// A parameter that comes with a run: ln E changes by `by` times its value.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Own {
+    pub(super) name: String,
+    pub(super) belief: Belief,
+    pub(super) by: f64,
+}
+
+impl Own {
+    pub(super) fn level(name: String, belief: Belief) -> Self {
+        let by = 1.0;
+        Self { name, belief, by }
+    }
+
+    /// What a power limit does; nothing where it is the board's default.
+    pub(super) fn power_limit(fraction: f64) -> Option<Self> {
+        let by = fraction.max(0.05).ln();
+        (by.abs() > UNLIMITED).then(|| Self {
+            name: POWER.to_owned(),
+            belief: POWER_EXPONENT,
+            by,
+        })
+    }
+}
+
 impl Form {
     /// Parameters that every law of this form has.
     pub(super) fn fixed(self, prior: &Prior) -> Vec<(&'static str, Belief)> {
@@ -125,46 +165,44 @@ impl Form {
         }
     }
 
-    /// Parameters that come with a run: its model's level, that of its architecture, and its
-    /// precision's where it is not the 16-bit baseline.
-    pub(super) fn own(
-        self,
-        features: &Features,
-        generation: Option<Generation>,
-    ) -> Vec<(String, Belief)> {
-        let level = |sd| Belief { mean: 0.0, sd };
+    /// Parameters that come with a run: its model's level, that of its architecture, its
+    /// precision's where it is not the 16-bit baseline, and those of what it ran on.
+    pub(super) fn own(self, f: &Features, generation: Option<Generation>) -> Vec<Own> {
+        let level = |name, sd| Own::level(name, Belief { mean: 0.0, sd });
         let mut own = vec![
-            (
-                level_name("model/", &features.model),
-                level(self.model_sd()),
-            ),
-            (
-                level_name("class/", &features.architecture),
-                level(0.5 * self.model_sd()),
-            ),
+            level(level_name("model/", &f.model), self.model_sd()),
+            level(level_name("class/", &f.architecture), 0.5 * self.model_sd()),
         ];
-        if let Some(belief) = precision_prior(features.precision, generation) {
-            own.push((format!("precision/{}", features.precision.as_str()), belief));
+        if let Some(belief) = precision_prior(f.precision, generation) {
+            let name = format!("precision/{}", f.precision.as_str());
+            own.push(Own::level(name, belief));
         }
+        if let Some(software) = &f.stack.software {
+            own.push(level(level_name("software/", software), SOFTWARE_SD));
+        }
+        if let Some(driver) = &f.stack.driver {
+            own.push(level(level_name(DRIVER, driver), DRIVER_SD));
+        }
+        own.extend(f.stack.power.and_then(Own::power_limit));
         own
     }
 
     /// ln of the predicted energy, and its derivatives by the parameters, given a look-up
     /// of a parameter's value; one of the run's own that is not known yet has the prior
     /// mean that the look-up is handed.
-    pub(super) fn linearise(
+    pub(super) fn linearise<'own>(
         self,
         f: &Features,
-        generation: Option<Generation>,
+        own: &'own [Own],
         value: impl Fn(&str, f64) -> f64,
-    ) -> (f64, Vec<Slope>) {
+    ) -> (f64, Vec<Slope<'own>>) {
         let mut level = 0.0;
-        let mut gradient: Vec<Slope> = Vec::with_capacity(8);
-        for (name, belief) in self.own(f, generation) {
-            level += value(&name, belief.mean);
+        let mut gradient: Vec<Slope<'own>> = Vec::with_capacity(own.len() + 8);
+        for Own { name, belief, by } in own {
+            level += value(name, belief.mean) * by;
             gradient.push(Slope {
-                name: Cow::Owned(name),
-                by: 1.0,
+                name,
+                by: *by,
                 sd: belief.sd,
             });
         }
@@ -219,7 +257,7 @@ impl Form {
 }
 
 /// ln of what several GPUs on one picture cost beside one.
-fn several_gpus(gradient: &mut Vec<Slope>, f: &Features, value: &impl Fn(&str) -> f64) -> f64 {
+fn several_gpus(gradient: &mut Vec<Slope<'_>>, f: &Features, value: &impl Fn(&str) -> f64) -> f64 {
     let n = f.gpus.ln();
     push(gradient, "gpus", n);
     push(gradient, "gpus-batch", n / f.batch);
@@ -242,22 +280,18 @@ pub(super) fn level_name(kind: &str, name: &str) -> String {
 
 /// A derivative of ln E.
 #[derive(Debug)]
-pub(super) struct Slope {
+pub(super) struct Slope<'own> {
     /// Of the parameter.
-    pub(super) name: Cow<'static, str>,
+    pub(super) name: &'own str,
     pub(super) by: f64,
     /// Standard deviation of the parameter before anything is known of it, where it comes
     /// with the run.
     pub(super) sd: f64,
 }
 
-fn push(gradient: &mut Vec<Slope>, name: &'static str, by: f64) {
+fn push(gradient: &mut Vec<Slope<'_>>, name: &'static str, by: f64) {
     if by != 0.0 {
-        gradient.push(Slope {
-            name: Cow::Borrowed(name),
-            by,
-            sd: 0.0,
-        });
+        gradient.push(Slope { name, by, sd: 0.0 });
     }
 }
 

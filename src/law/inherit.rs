@@ -24,6 +24,8 @@ impl Law {
         let mut law = self.clone();
         law.gpu = gpu.clone();
         law.generation = generation(gpu);
+        // Its boards' power limits are their own.
+        law.usual_power = 0.0;
         law.cusum = (0.0, 0.0);
         law.error = 0.0;
         law.shifts = 0;

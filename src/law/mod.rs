@@ -38,7 +38,7 @@ pub use catalogue::{
 pub use count::{Count, count};
 pub use dataset::RowError;
 pub use explain::{Breakdown, Factor, Part};
-pub use features::{Basis, Features, Observation};
+pub use features::{Basis, Features, Observation, Stack, driver_branch};
 pub use fit::{FitError, fit, fit_from};
 pub use form::Form;
 pub use gpu::{EXAMPLES as GPU_EXAMPLES, Generation, Gpu, Prior, Sheet, object_name};

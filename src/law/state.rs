@@ -2,7 +2,7 @@
 //! enough to live in a status field, so that a new leader goes on where the old stopped.
 
 use super::features::{Basis, Features};
-use super::form::{Belief, Form, Slope, level_name};
+use super::form::{Belief, DRIVER, Form, Own, Slope, level_name};
 use super::gpu::{Generation, Gpu, Prior};
 use super::linalg::{Symmetric, dot};
 use super::predict::{Outside, Prediction};
@@ -73,6 +73,8 @@ pub struct Law {
     pub(super) range: Range,
     /// Whether idle power is part of the energies learnt from; of none yet, of any.
     pub(super) basis: Option<Basis>,
+    /// ln of the boards' power limit beside their default, of the newest runs.
+    pub(super) usual_power: f64,
     /// Alarms so far that the level of the whole law had moved.
     pub shifts: u64,
     /// Number of the observation at the last of them.
@@ -111,9 +113,16 @@ struct Saved {
     error: f32,
     range: Range,
     basis: Option<Basis>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    usual_power: f32,
     shifts: u64,
     shifted_at: u64,
     observations: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(x: &f32) -> bool {
+    *x == 0.0
 }
 
 impl Law {
@@ -149,6 +158,7 @@ impl Law {
             error: 0.0,
             range: Range::default(),
             basis: None,
+            usual_power: 0.0,
             shifts: 0,
             shifted_at: 0,
             observations: 0,
@@ -231,7 +241,8 @@ impl Law {
 
     /// ln E and its variance, noise of one run included.
     pub(super) fn ln_energy(&self, features: &Features) -> (f64, f64) {
-        let (ln, slopes) = self.linearise(features);
+        let own = self.own(features);
+        let (ln, slopes) = self.linearise(features, &own);
         let (x, absent) = self.dense(&slopes);
         (
             ln,
@@ -239,20 +250,46 @@ impl Law {
         )
     }
 
-    pub(super) fn linearise(&self, features: &Features) -> (f64, Vec<Slope>) {
-        self.form
-            .linearise(features, self.generation, |name, absent| {
-                self.index(name).map_or(absent, |i| self.parameters[i].mean)
-            })
+    /// The run's own parameters; of what is not told of its stack, those that are usual.
+    pub(super) fn own(&self, f: &Features) -> Vec<Own> {
+        let mut own = self.form.own(f, self.generation);
+        if f.stack.driver.is_none() {
+            own.extend(self.usual_driver());
+        }
+        if f.stack.power.is_none() {
+            own.extend(Own::power_limit(self.usual_power.exp()));
+        }
+        own
+    }
+
+    /// The level of the driver that the newest runs were on.
+    fn usual_driver(&self) -> Option<Own> {
+        let drivers = self.parameters.iter().filter(|p| p.runs > 0);
+        let newest = drivers
+            .filter(|p| p.name.starts_with(DRIVER))
+            .max_by_key(|p| p.seen)?;
+        let (mean, sd) = (0.0, 0.0);
+        Some(Own::level(newest.name.clone(), Belief { mean, sd }))
+    }
+
+    /// ln of what a run costs, and its derivatives, with [`Law::own`] of the run.
+    pub(super) fn linearise<'own>(
+        &self,
+        features: &Features,
+        own: &'own [Own],
+    ) -> (f64, Vec<Slope<'own>>) {
+        self.form.linearise(features, own, |name, absent| {
+            self.index(name).map_or(absent, |i| self.parameters[i].mean)
+        })
     }
 
     /// The slopes as a vector over the parameters, and the variance of those that this
     /// law does not have yet.
-    pub(super) fn dense(&self, slopes: &[Slope]) -> (Vec<f64>, f64) {
+    pub(super) fn dense(&self, slopes: &[Slope<'_>]) -> (Vec<f64>, f64) {
         let mut x = vec![0.0; self.parameters.len()];
         let mut absent = 0.0;
         for slope in slopes {
-            if let Some(i) = self.index(&slope.name) {
+            if let Some(i) = self.index(slope.name) {
                 x[i] = slope.by;
             } else if slope.name.starts_with("model/") {
                 absent += slope.by.powi(2) * self.model_variance();
@@ -269,9 +306,9 @@ impl Law {
 
     /// Makes room for a run's own levels, forgetting the one unseen longest where full.
     pub(super) fn admit(&mut self, features: &Features) {
-        for (name, belief) in self.form.own(features, self.generation) {
-            if self.index(&name).is_none() {
-                self.add(name, belief);
+        for own in self.form.own(features, self.generation) {
+            if self.index(&own.name).is_none() {
+                self.add(own.name, own.belief);
             }
         }
         while self
@@ -313,6 +350,7 @@ impl Law {
             error: single(self.error),
             range: self.range.clone(),
             basis: self.basis,
+            usual_power: single(self.usual_power),
             shifts: self.shifts,
             shifted_at: self.shifted_at,
             observations: self.observations,
@@ -353,6 +391,9 @@ impl Law {
         if !(1e-6..=1.0).contains(&saved.noise) || !(0.0..=100.0).contains(&saved.error) {
             return Err(StateError::Broken("its scatter is no possible number"));
         }
+        if saved.usual_power.is_nan() || saved.usual_power.abs() > 4.0 {
+            return Err(StateError::Broken("its power limit is no possible number"));
+        }
         if !saved.range.is_possible() {
             return Err(StateError::Broken("its range is no range"));
         }
@@ -374,6 +415,7 @@ impl Law {
             error: f64::from(saved.error),
             range: saved.range,
             basis: saved.basis,
+            usual_power: f64::from(saved.usual_power),
             shifts: saved.shifts,
             shifted_at: saved.shifted_at,
             observations: saved.observations,
@@ -390,6 +432,7 @@ impl Law {
         self.noise = round(self.noise);
         self.cusum = (round(self.cusum.0), round(self.cusum.1));
         self.error = round(self.error);
+        self.usual_power = round(self.usual_power);
     }
 }
 

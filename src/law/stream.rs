@@ -26,6 +26,8 @@ const GROSS: f64 = 6.0;
 /// Joules a step that a GPU can use: below and above, a unit or an annotation is wrong.
 const LEAST_JOULES: f64 = 0.02;
 const MOST_JOULES: f64 = 1e7;
+/// Weight of the newest run in the power limit that is usual.
+const USUAL: f64 = 0.3;
 /// Weight of the newest run in the running mean error.
 const RECENT: f64 = 0.2;
 
@@ -75,6 +77,9 @@ impl Law {
         self.admit(f);
         self.range.cover(f);
         self.basis = Some(run.basis);
+        if let Some(power) = f.stack.power {
+            self.usual_power += USUAL * (power.max(0.05).ln() - self.usual_power);
+        }
         let y = run.energy.0.ln();
         let (z, sample) = self.filter(run, y);
         let reset = self.watch(z);
@@ -103,8 +108,9 @@ impl Law {
         let mut z = 0.0_f64;
         let mut sample = 0.0;
         let mut last = (Vec::new(), Vec::new(), 1.0);
+        let own = self.own(&run.features);
         for iteration in 0..2 {
-            let (ln, slopes) = self.linearise(&run.features);
+            let (ln, slopes) = self.linearise(&run.features, &own);
             let (x, _) = self.dense(&slopes);
             let px = self.covariance.times(&x);
             let spread = dot(&x, &px);
@@ -185,8 +191,8 @@ impl Law {
 
     /// Marks the levels of a run as seen.
     pub(super) fn touch(&mut self, f: &Features, number: u64) {
-        for (name, _) in self.form.own(f, self.generation) {
-            if let Some(i) = self.index(&name) {
+        for own in self.form.own(f, self.generation) {
+            if let Some(i) = self.index(&own.name) {
                 self.parameters[i].seen = number;
                 self.parameters[i].runs += 1;
             }

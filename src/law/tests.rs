@@ -331,3 +331,83 @@ proptest::proptest! {
         }
     }
 }
+
+fn on(stack: Stack, factor: f64, n: usize) -> Observation {
+    let mut run = run(mixed(n), factor);
+    run.features.stack = stack;
+    run
+}
+
+#[test]
+fn a_compiled_stack_has_a_level_of_its_own_and_leaves_the_others_alone() {
+    let compiled = Stack {
+        software: Some("compile".to_owned()),
+        ..Stack::default()
+    };
+    let mut law = law();
+    for n in 0..60 {
+        law.learn(&on(Stack::default(), 1.0, n));
+        law.learn(&on(compiled.clone(), 0.7, n));
+    }
+    let ratio = |stack: Stack| {
+        let run = on(stack, 1.0, 3);
+        law.predict(&run.features).median.0 / run.energy.0
+    };
+    assert!((ratio(compiled) / 0.7 - 1.0).abs() < 0.06);
+    assert!((ratio(Stack::default()) - 1.0).abs() < 0.06);
+    assert_eq!(law.shifts, 0, "two stacks are no world that moves");
+}
+
+#[test]
+fn a_power_limit_is_learnt_as_an_exponent_and_is_usual_where_nothing_is_told() {
+    let limited = |power: f64| Stack {
+        power: Some(power),
+        ..Stack::default()
+    };
+    let mut law = law();
+    for n in 0..60 {
+        for power in [1.0, 0.8, 0.6_f64] {
+            law.learn(&on(limited(power), power.powf(0.45), n));
+        }
+    }
+    let ratio = |law: &Law, stack: Stack| {
+        let run = on(stack, 1.0, 3);
+        law.predict(&run.features).median.0 / run.energy.0
+    };
+    let unseen = ratio(&law, limited(0.7));
+    assert!((unseen / 0.7_f64.powf(0.45) - 1.0).abs() < 0.06, "{unseen}");
+    for n in 0..20 {
+        law.learn(&on(limited(0.6), 0.6_f64.powf(0.45), n));
+    }
+    let usual = ratio(&law, Stack::default());
+    assert!((usual / 0.6_f64.powf(0.45) - 1.0).abs() < 0.06, "{usual}");
+    let restarted = Law::load(&law.save()).unwrap();
+    assert_eq!(restarted, law);
+}
+
+#[test]
+fn a_new_driver_is_told_from_the_old_and_the_newest_is_what_is_expected() {
+    let driver = |version: &str| Stack {
+        driver: Some(driver_branch(version)),
+        ..Stack::default()
+    };
+    assert_eq!(driver_branch("550.54.15"), "550");
+    let mut law = law();
+    for n in 0..60 {
+        law.learn(&on(driver("550.54.15"), 1.0, n));
+    }
+    for n in 0..60 {
+        law.learn(&on(driver("580.1"), 0.93, n));
+    }
+    let ratio = |stack: Stack| {
+        let run = on(stack, 1.0, 3);
+        law.predict(&run.features).median.0 / run.energy.0
+    };
+    let (old, new, untold) = (
+        ratio(driver("550")),
+        ratio(driver("580")),
+        ratio(Stack::default()),
+    );
+    assert!((old / new - 1.0 / 0.93).abs() < 0.03, "{old} beside {new}");
+    assert!((untold - new).abs() < 1e-9, "{untold} beside {new}");
+}

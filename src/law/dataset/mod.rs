@@ -4,7 +4,9 @@
 //! its name: `energy_joules_per_image`, `energy_wh_per_image`, or of the whole run
 //! `energy_joules`, `energy_wh`, `energy_kwh` with `images`. Optional: `num_gpus` (1),
 //! `precision` (fp16), `frames` (1), `cfg` (false) or `guidance_scale` and `true_cfg_scale`,
-//! `batch_size` (1), `strength`, `scheduler`, `basis` (gross). Others are ignored.
+//! `batch_size` (1), `strength`, `scheduler`, `basis` (gross), `software`, `driver`,
+//! `power_limit` (as a fraction of the board's default). `warm_up` (false) and `seconds` of the run set
+//! rows aside. Others are ignored.
 
 mod row;
 
@@ -185,6 +187,31 @@ mod tests {
         let lines = read_json_lines(&format!("{line}\n\nnonsense\n"), &Catalogue::built_in());
         assert_eq!(lines.runs, table.runs);
         assert_eq!(lines.left_out[0].line, 3);
+    }
+
+    #[test]
+    fn warm_ups_short_runs_and_stacks_that_are_no_names_are_set_aside_with_the_reason() {
+        let one = |header: &str, value: &str| {
+            let head = "model,gpu,width,height,steps,energy_joules_per_image";
+            let text = format!("{head},{header}\nsdxl,A100,1024,1024,25,900,{value}\n");
+            let data = read_csv(&text, &Catalogue::built_in()).unwrap();
+            data.left_out
+                .first()
+                .map_or_else(String::new, ToString::to_string)
+        };
+        assert!(one("warm_up", "true").contains("warm_up"));
+        assert!(one("seconds", "0.4").contains("under 1 s"));
+        assert!(one("power_limit", "300").contains("power_limit \"300\""));
+        assert!(one("software", "two words").contains("software \"two words\""));
+        for (header, value) in [
+            ("warm_up", "false"),
+            ("seconds", "12.5"),
+            ("power_limit", "0.75"),
+            ("software", "compile"),
+            ("driver", "550.54.15"),
+        ] {
+            assert_eq!(one(header, value), "", "{header}");
+        }
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use crate::law::catalogue::{Catalogue, Model, Scale};
 use crate::law::count::count;
-use crate::law::features::{Basis, Features, Observation};
+use crate::law::features::{Basis, Features, Observation, driver_branch};
 use crate::law::gpu::Gpu;
 use crate::law::units::Joules;
-use crate::law::workload::{Precision, Scheduler, Workload};
+use crate::law::workload::{Precision, Scheduler, Workload, stack_name};
 use std::collections::BTreeMap;
 
 /// Columns that may hold the energy: joules in their unit, and whether of the whole run.
@@ -21,6 +21,9 @@ pub(super) const ENERGIES: [(&str, f64, bool); 5] = [
 const LEAST_A_CALL: f64 = 0.05;
 /// Nor above: a day of a rack.
 const MOST_A_CALL: f64 = 1e7;
+
+/// Seconds of a run below which its energy is not measured well.
+const SHORTEST: f64 = 1.0;
 
 type Row<'a> = BTreeMap<&'a str, String>;
 
@@ -46,6 +49,15 @@ pub(super) fn observe(row: &Row<'_>, catalogue: &Catalogue) -> Result<(Gpu, Obse
             crate::law::GPU_EXAMPLES
         ));
     }
+    if truth(text("warm_up"), "warm_up", false)? {
+        return Err("warm_up is true: what it cost to warm up is no image's".to_owned());
+    }
+    if optional(text("seconds"), "seconds", 0.0, 1e9)?.is_some_and(|s| s < SHORTEST) {
+        let seconds = text("seconds");
+        return Err(format!(
+            "seconds is {seconds}: an energy counter says little of a run under {SHORTEST} s"
+        ));
+    }
     let workload = workload(row, model, catalogue)?;
     let energy = energy(row, &workload)?;
     let gpus = number(text("num_gpus"), "num_gpus", Some(1), 1, 1024)?;
@@ -54,7 +66,11 @@ pub(super) fn observe(row: &Row<'_>, catalogue: &Catalogue) -> Result<(Gpu, Obse
         .as_deref()
         .and_then(|name| catalogue.get(name));
     let count = count(model, &workload, refiner);
-    let features = Features::of_image(&workload, &model.architecture, &count, gpus);
+    let mut features = Features::of_image(&workload, &model.architecture, &count, gpus);
+    features.stack.driver = Some(text("driver"))
+        .filter(|driver| !driver.is_empty())
+        .map(driver_branch);
+    features.stack.power = optional(text("power_limit"), "power_limit", 0.05, 2.0)?;
     Ok((
         gpu,
         Observation {
@@ -134,6 +150,7 @@ fn workload(row: &Row<'_>, model: &Model, catalogue: &Catalogue) -> Result<Workl
         vae_tiling: truth(text("vae_tiling"), "vae_tiling", false)?,
         refiner,
         denoising_end: optional(text("denoising_end"), "denoising_end", 0.0, 1.0)?,
+        software: software(text("software"))?,
         assumed: Vec::new(),
     })
 }
@@ -175,6 +192,16 @@ fn energy(row: &Row<'_>, workload: &Workload) -> Result<f64, String> {
         ));
     }
     Ok(energy)
+}
+
+fn software(text: &str) -> Result<Option<String>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let name = stack_name(text);
+    let allowed = crate::law::workload::SOFTWARE.allowed;
+    name.map(Some)
+        .ok_or_else(|| format!("software {text:?} is not {allowed}"))
 }
 
 fn truth(text: &str, name: &str, absent: bool) -> Result<bool, String> {

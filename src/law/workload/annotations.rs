@@ -42,6 +42,8 @@ annotations! {
     TILING = "vae-tiling", "true or false";
     REFINER = "refiner", "a model of the catalogue, for example sdxl-refiner";
     DENOISING_END = "denoising-end", "0 to 1, the part of the steps before the refiner's";
+    SOFTWARE = "software", "1 to 63 letters, digits and . _ + -: the stack that the pipeline runs on, for example diffusers-0.35-compile";
+    WARM_UP = "warm-up", "true or false: whether the run only warms up, and is not learnt from";
     IMAGES_DONE = "images-done", "0 to 10000000, what the application has made so far";
 }
 
@@ -135,6 +137,13 @@ fn fraction(text: &str) -> Option<f64> {
     (0.0..=1.0).contains(&number).then_some(number)
 }
 
+/// The name of a software stack: a law keeps a level by it.
+pub fn stack_name(text: &str) -> Option<String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_+".contains(c);
+    let fits = (1..=63).contains(&text.len()) && text.chars().all(allowed);
+    fits.then(|| text.to_owned())
+}
+
 fn error(annotation: Annotation, value: Option<&str>) -> ParameterError {
     ParameterError {
         annotation: annotation.name.to_owned(),
@@ -163,6 +172,7 @@ impl Reader<'_> {
         let negative = self.value(NEGATIVE, scaled, truth);
         let strength = self.optional(STRENGTH, |text| fraction(text).filter(|s| *s >= 0.01));
         let scheduler = self.optional(SCHEDULER, Scheduler::parse);
+        self.optional(WARM_UP, truth);
         self.optional(IMAGES_DONE, |text| {
             text.parse::<u64>().ok().filter(|n| *n <= 10_000_000)
         });
@@ -189,6 +199,7 @@ impl Reader<'_> {
                 usable.then(|| refiner.name.clone())
             }),
             denoising_end: self.optional(DENOISING_END, fraction),
+            software: self.optional(SOFTWARE, stack_name),
             assumed: std::mem::take(&mut self.assumed),
         }
     }

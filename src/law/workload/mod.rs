@@ -132,6 +132,9 @@ pub struct Workload {
     pub refiner: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub denoising_end: Option<f64>,
+    /// What the pipeline runs on, in its author's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub software: Option<String>,
     /// Annotations that were absent and took the pipeline's own default.
     #[serde(default)]
     pub assumed: Vec<Cow<'static, str>>,
@@ -164,8 +167,15 @@ impl Workload {
             vae_tiling: false,
             refiner: None,
             denoising_end: None,
+            software: None,
             assumed: Vec::new(),
         }
+    }
+
+    /// True where it is not known how many pictures are generated together: more than one are
+    /// made, and nobody says.
+    pub fn is_batch_unknown(&self) -> bool {
+        self.images > 1 && self.assumed.iter().any(|name| name == BATCH.name)
     }
 
     /// Calls of the denoiser for one picture, each of one or two rows as guidance has it.
