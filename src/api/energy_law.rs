@@ -65,8 +65,11 @@ pub struct EnergyLawStatus {
     /// The whole state, versioned, for the next leader.
     #[schemars(length(max = 65_536))]
     pub state: String,
-    /// UIDs of the jobs learnt from last, so that none is learnt twice.
+    /// UIDs of the jobs learnt from last.
     pub learnt: Vec<String>,
+    /// Lessons taken, those of namespaces that are suspect among them: later ones are still
+    /// to be taken out of the reservations' statuses.
+    pub lessons: i64,
     /// When the law last learnt, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_fit: Option<String>,

@@ -28,7 +28,7 @@ pub use energy_law::{EnergyLaw, EnergyLawSpec, EnergyLawStatus, NamedValue, Name
 pub use grid_zone::{GridSource, GridZone, GridZoneSpec, GridZoneStatus, site_of};
 pub use reservation::{
     BookedCharge, CarbonReservation, CarbonReservationSpec, IntensityUsed, JoinedBudget, LawUsed,
-    PodCharge, ReservationStatus, ReservedFor, RunCharge, WorkloadRef,
+    Lesson, PodCharge, ReservationStatus, ReservedFor, RunCharge, WorkloadRef,
 };
 pub use schema::custom_resource_definitions;
 

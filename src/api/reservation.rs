@@ -139,6 +139,31 @@ pub struct ReservationStatus {
     /// What became of it as an observation: Learnt, or why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observation: Option<String>,
+    /// What a law learnt from it: the next leader learns it again where the law was not
+    /// written in between.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lesson: Option<Lesson>,
+}
+
+/// A job as a law learnt from it, beside its parameters and its measured energy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Lesson {
+    /// Name of the `EnergyLaw`.
+    pub law: String,
+    /// Its UID: a law made anew begins anew.
+    pub law_uid: String,
+    /// Number of this lesson among the law's.
+    pub number: i64,
+    /// Images that were made, all pods together; absent where as many as asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images_done: Option<i64>,
+    /// Pods that each started once; 0 for as many as asked.
+    pub starts: i64,
+    /// Branch of the driver; empty where the exporters did not say.
+    pub driver: String,
+    /// Power limit in thousandths of the boards' default; 0 where they did not say.
+    pub power_limit_permille: i64,
 }
 
 /// Milligrams booked to one day of a budget.
@@ -183,6 +208,9 @@ pub struct PodCharge {
     pub is_final: bool,
     /// True where its exporter cannot say whether some energy is its: it was away.
     pub incomplete: bool,
+    /// Images that it says it made, in a container's termination message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images_done: Option<i64>,
 }
 
 /// What one run of an exporter measured of a pod.

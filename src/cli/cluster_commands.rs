@@ -29,6 +29,11 @@ pub(super) struct Controller {
     /// Host name or address that the webhook's certificate is for; may be repeated.
     #[arg(long, required = true)]
     webhook_host: Vec<String>,
+    /// Seconds between writes of one law at least; what it learns in between is in the
+    /// reservations.
+    #[arg(long, default_value_t = 60, overrides_with = "law_write_seconds",
+        value_parser = clap::value_parser!(u64).range(0..=3600))]
+    law_write_seconds: u64,
     #[command(flatten)]
     lease: LeaseFlags,
     #[cfg(debug_assertions)]
@@ -90,6 +95,7 @@ impl Controller {
             namespace: self.namespace,
             identity: self.identity,
             listen: self.listen,
+            law_write: Duration::from_secs(self.law_write_seconds),
             ignore_lease,
             webhook_hosts: self.webhook_host,
         };

@@ -4,7 +4,7 @@ use super::WrongInput;
 use crate::contract::{EXPORTER_PORT, LEDGER_PORT};
 use crate::node::attribution::Holder;
 use crate::node::compat::Compat;
-use crate::node::exporter::{self, Settings};
+use crate::node::exporter::{self, Own as OwnPod, Settings};
 use crate::node::nvml::LIBRARY_PATHS;
 use crate::serve::shutdown::Stop;
 use clap::{Args, ValueEnum};
@@ -33,10 +33,14 @@ struct Own {
     name: Option<String>,
     #[arg(long = "pod-uid", env = "POD_UID", hide = true)]
     uid: Option<String>,
+    /// File of this container's termination message: with --mode sidecar, the images that the
+    /// application tells at /v1/images are in it.
+    #[arg(long, value_name = "FILE", default_value = "/dev/termination-log")]
+    termination_message: PathBuf,
 }
 
 impl Own {
-    fn holder(self, mode: Mode) -> Result<Option<Holder>, WrongInput> {
+    fn pod(self, mode: Mode) -> Result<Option<OwnPod>, WrongInput> {
         if mode == Mode::Node {
             return Ok(None);
         }
@@ -47,12 +51,16 @@ impl Own {
                     .to_owned(),
             ));
         };
-        Ok(Some(Holder {
+        let pod = Holder {
             uid,
             namespace: self.namespace,
             pod,
             container: "pod".to_owned(),
             ..Holder::default()
+        };
+        Ok(Some(OwnPod {
+            pod,
+            message: self.termination_message,
         }))
     }
 }
@@ -68,7 +76,8 @@ Examples:
 )]
 pub(super) struct Exporter {
     /// node: meters all GPUs and asks the kubelet who holds them. sidecar: meters the GPUs
-    /// that its own pod uses, and asks nobody; /v1/energy gives the pod its joules.
+    /// that its own pod uses, and asks nobody; /v1/energy gives the pod its joules, and
+    /// POST /v1/images?done=N takes the images it has made.
     #[arg(long, value_enum, default_value = "node")]
     mode: Mode,
     #[command(flatten)]
@@ -190,7 +199,7 @@ impl Exporter {
             idle_milliwatts: self.idle_watts.map(milliwatts).transpose()?,
             // A look in passing must not take a running exporter's sums.
             checkpoint: self.checkpoint.filter(|_| !self.once && !self.dump),
-            own: self.own.holder(self.mode)?,
+            own: self.own.pod(self.mode)?,
             node: self.node_name,
             listen: self.listen,
             ledger: self.ledger_tls.map(|folder| (self.ledger_listen, folder)),

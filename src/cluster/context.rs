@@ -30,6 +30,8 @@ pub struct Settings {
     pub lease: lease::Terms,
     /// Leads whatever the lease says: for tests of the guarded writes.
     pub ignore_lease: bool,
+    /// A law that has learnt is written this often at most.
+    pub law_write: Duration,
     /// Names and addresses that the webhook's certificate is for.
     pub webhook_hosts: Vec<String>,
 }

@@ -50,6 +50,12 @@ pub(super) async fn run(context: &Context, memory: &mut Memory) {
             note(namespace, &error);
         }
     }
+    let laws = &mut memory.laws;
+    for done in [laws.catch_up(context).await, laws.flush(context).await] {
+        if let Err(error) = done {
+            note("laws", &error);
+        }
+    }
     super::gauges::publish(context, &works);
 }
 

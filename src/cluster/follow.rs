@@ -3,6 +3,7 @@
 
 use super::context::{Context, Failure, carry_on};
 use super::energy::Pages;
+use super::lawbook::LawBook;
 use super::learning;
 use super::memory::Memory;
 use super::objects::{Kind, Progress, Work};
@@ -34,6 +35,8 @@ pub(super) struct Round<'a> {
     children: HashMap<(String, String), Vec<String>>,
     /// Nodes of the pods that were seen.
     nodes: HashMap<String, String>,
+    /// Images that pods say they made.
+    images: HashMap<String, i64>,
     /// Nodes that there are.
     there: HashSet<String>,
     now: Timestamp,
@@ -50,11 +53,14 @@ impl<'a> Round<'a> {
             page.pods.iter().map(line)
         });
         let mut children: HashMap<(String, String), Vec<String>> = HashMap::new();
-        let mut nodes = HashMap::new();
+        let (mut nodes, mut images) = (HashMap::new(), HashMap::new());
         for (uid, pod) in memory.pods() {
             if let Some(job) = &pod.job {
                 let of = (pod.namespace.clone(), job.clone());
                 children.entry(of).or_default().push(uid.clone());
+            }
+            if let Some(made) = pod.images {
+                images.insert(uid.clone(), made);
             }
             if let Some(node) = &pod.node {
                 nodes.insert(uid.clone(), node.clone());
@@ -66,6 +72,7 @@ impl<'a> Round<'a> {
             lines: lines.collect(),
             children,
             nodes,
+            images,
             there: there.iter().map(|node| node.name.clone()).collect(),
             now: context.now(),
             micros,
@@ -211,6 +218,10 @@ pub(super) async fn track(
                 Vec::new()
             },
             days: days.clone(),
+            images: pods
+                .iter()
+                .filter_map(|pod| Some((pod.clone(), *round.images.get(pod)?)))
+                .collect(),
         };
         let status = follow(reservation, &seen, &round.now.to_string());
         let written = memory.written.get(uid);
@@ -218,7 +229,7 @@ pub(super) async fn track(
         if status == before || !(status.settled || due) {
             continue;
         }
-        let result = write(context, reservation, status, work, &seen).await;
+        let result = write(context, &mut memory.laws, reservation, status, work, &seen).await;
         if result.is_ok() {
             memory.written.insert(uid.clone(), round.micros);
         }
@@ -240,14 +251,15 @@ fn days(budgets: &[Arc<CarbonBudget>], now: Timestamp) -> Vec<(String, String)> 
 
 async fn write(
     context: &Context,
+    laws: &mut LawBook,
     reservation: &CarbonReservation,
     mut status: ReservationStatus,
     work: Option<&Work>,
     seen: &Seen<'_>,
 ) -> Result<(), Failure> {
+    let mut lesson = None;
     if status.settled {
-        status.observation =
-            Some(learning::learn(context, reservation, &status, work, &seen.pods).await?);
+        lesson = learning::learn(context, laws, reservation, &mut status, work, &seen.pods).await?;
     }
     context.check_leading()?;
     let namespace = reservation.namespace().unwrap_or_default();
@@ -262,6 +274,9 @@ async fn write(
         .call(api.replace_status(&reservation.name_any(), &PostParams::default(), &written))
         .await?;
     crate::serve::crash::point("after-settle");
+    if let Some(lesson) = lesson {
+        learning::learnt(context, laws, reservation, lesson).await;
+    }
     let grams = charged.max(0) as f64 / 1000.0;
     let labels = vec![("namespace", namespace)];
     context.tallies.add(&c::NAMESPACE_CO2, labels, grams);

@@ -1,65 +1,92 @@
 //! A settled job becomes an observation, and the law of its GPU learns from it: once.
 
 use super::context::{Context, Failure};
+use super::lawbook::{Closed, LawBook, Page, Taken, Taught};
 use super::objects::{Progress, Work};
-use super::world::{gpu_of, law_of};
+use super::world::gpu_of;
 use crate::api::{
-    CarbonReservation, Condition, EnergyLaw, EnergyLawStatus, NamedValue, ReservationStatus,
-    set_condition,
+    CarbonReservation, Condition, EnergyLaw, EnergyLawStatus, Lesson, NamedValue, PodCharge,
+    ReservationStatus, set_condition,
 };
 use crate::contract as c;
-use crate::law::workload::IMAGES_DONE;
-use crate::law::{Basis, Gpu, Joules, Law, Observation, Outcome, StateError, Update, Workload};
+use crate::law::workload::{IMAGES_DONE, WARM_UP};
+use crate::law::{Basis, Catalogue, Gpu, Joules, Law, Observation, Stack, Workload, driver_branch};
 use crate::node::{LedgerPage, PodEnergy};
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::{Api, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Resource, ResourceExt};
 use std::collections::BTreeMap;
 
-/// UIDs that a law remembers, so that a crash between its write and the reservation's
-/// does not make it learn twice.
-const REMEMBERED: usize = 64;
-const TRIES: usize = 5;
-/// Runs of a model before a namespace's runs of it are compared with others'.
-const RUNS_TO_COMPARE: u64 = 3;
-
-/// A finished job, as it is learnt from.
-struct Lesson<'a> {
-    reservation: &'a CarbonReservation,
-    namespace: String,
-    run: Observation,
+/// A law's page that has learnt from a job, to be kept once the job's record is written.
+pub(super) struct Learning {
+    page: Page,
+    taken: Taken,
+    taught: Taught,
+    words: String,
 }
 
-/// What became of the job as an observation, in words.
+/// What becomes of a job as an observation: it goes into the status that is about to be
+/// written, as words and, where a law learns, as a lesson.
 pub(super) async fn learn(
     context: &Context,
+    book: &mut LawBook,
     reservation: &CarbonReservation,
-    status: &ReservationStatus,
+    status: &mut ReservationStatus,
     work: Option<&Work>,
     pods: &[(&LedgerPage, &PodEnergy)],
-) -> Result<String, Failure> {
-    let (gpu, run) = match observe(context, reservation, status, work, pods) {
+) -> Result<Option<Learning>, Failure> {
+    let observed = observe(reservation, status, work, pods);
+    let observed = observed.and_then(|(gpu, lesson)| {
+        let law = law_for(context, &gpu)?;
+        let mut seen = reservation.clone();
+        seen.status = Some(status.clone());
+        let run = observation(&seen, &lesson, &context.oracle().catalogue)?;
+        Ok((law, lesson, run))
+    });
+    let (law, lesson, run) = match observed {
         Ok(observed) => observed,
-        Err(reason) => return Ok(refuse(context, reason)),
+        Err(reason) => {
+            status.observation = Some(refuse(context, reason));
+            return Ok(None);
+        }
     };
-    let laws = context.caches.world.laws.all();
-    let of_product = laws.iter().find(|law| gpu_of(law).as_ref() == Some(&gpu));
-    let Some(name) = of_product.map(|law| law.name_any()) else {
-        return Ok(refuse(context, "NoLawForThisGpu"));
-    };
-    let lesson = Lesson {
-        reservation,
+    let taken = Taken {
+        uid: reservation.spec.workload.uid.clone(),
         namespace: reservation.namespace().unwrap_or_default(),
         run,
     };
-    for _ in 0..TRIES {
-        match teach(context, &name, &lesson).await {
-            Err(Failure::Conflict) => {}
-            done => return done,
+    let (page, taught) = match book.consider(context, &law, &taken).await? {
+        Ok(considered) => considered,
+        Err(Closed::Known) => {
+            status.observation = Some("Learnt".to_owned());
+            return Ok(None);
         }
+        Err(Closed::Newer(version)) => {
+            // A newer program's law is not ours to write over.
+            refuse(context, "NewerLaw");
+            status.observation = Some(format!(
+                "NewerLaw: its state has version {version}; it is left as it is"
+            ));
+            return Ok(None);
+        }
+    };
+    let words = words(context, &taught);
+    status.observation = Some(words.clone());
+    if matches!(taught, Taught::Refused(_)) {
+        return Ok(None);
     }
-    Err(Failure::Conflict)
+    status.lesson = Some(Lesson {
+        law,
+        law_uid: page.uid(),
+        number: page.lessons(),
+        ..lesson
+    });
+    Ok(Some(Learning {
+        page,
+        taken,
+        taught,
+        words,
+    }))
 }
 
 fn refuse(context: &Context, reason: &str) -> String {
@@ -68,98 +95,67 @@ fn refuse(context: &Context, reason: &str) -> String {
     reason.to_owned()
 }
 
-/// One try: the law as it stands learns, and is written where nobody else wrote in between.
-async fn teach(context: &Context, name: &str, lesson: &Lesson<'_>) -> Result<String, Failure> {
-    let api: Api<EnergyLaw> = Api::all(context.client.clone());
-    let object = context.call(api.get(name)).await?;
-    let uid = &lesson.reservation.spec.workload.uid;
-    let before = object.status.clone().unwrap_or_default();
-    if before.learnt.contains(uid) {
-        return Ok("Learnt".to_owned());
-    }
-    if let Err(StateError::Newer(version)) = Law::load(&before.state) {
-        // A newer program's law is not ours to write over.
-        refuse(context, "NewerLaw");
-        return Ok(format!(
-            "NewerLaw: its state has version {version}; it is left as it is"
-        ));
-    }
-    let mut law = law_of(&object);
-    if law.observations == 0 {
-        // It begins where its predictions did: with what another product has taught.
-        let others = context.caches.world.laws.all();
-        let others: Vec<Law> = others.iter().map(|other| law_of(other)).collect();
-        law = Law::for_product(law.form, &law.gpu, &others);
-    }
-    let predicted = law.predict(&lesson.run.features);
-    let mut standings = before.standings();
-    // A model that few have run may be what is off: that is the law's to learn.
-    if predicted.runs_of_model >= RUNS_TO_COMPARE {
-        standings.note(&lesson.namespace, predicted.median.0, lesson.run.energy.0);
-    }
-    let suspect = standings.factor(&lesson.namespace);
-    let taught = match suspect {
-        // Known to be off by so much: it would only drag the others' law along.
-        Some(_) => None,
-        None => match law.learn(&lesson.run) {
-            Outcome::Refused(why) => {
-                refuse(context, "Impossible");
-                return Ok(format!("Refused: {why}"));
-            }
-            Outcome::Learnt(update) => Some(update),
-        },
-    };
-    context.check_leading()?;
-    let mut written = object.clone();
-    written.metadata.managed_fields = None;
-    let mut status = law_status(context, &object, &law, uid);
-    status.set_standings(&standings);
-    say_suspects(context, &mut status, object.metadata.generation);
-    written.status = Some(status);
-    context
-        .call(api.replace_status(name, &PostParams::default(), &written))
-        .await?;
-    crate::serve::crash::point("after-learning");
-    Ok(tell(context, &object, &law, lesson, taught, suspect).await)
+fn law_for(context: &Context, gpu: &Gpu) -> Result<String, &'static str> {
+    let laws = context.caches.world.laws.all();
+    let of_product = laws.iter().find(|law| gpu_of(law).as_ref() == Some(gpu));
+    of_product
+        .map(|law| law.name_any())
+        .ok_or("NoLawForThisGpu")
 }
 
-/// Words, metrics and Events of what was learnt.
-async fn tell(
+fn words(context: &Context, taught: &Taught) -> String {
+    match taught {
+        Taught::Refused(why) => {
+            refuse(context, "Impossible");
+            format!("Refused: {why}")
+        }
+        Taught::Suspect(factor) => {
+            refuse(context, "AnnotationSuspect");
+            format!(
+                "AnnotationSuspect: jobs of this namespace burn {factor:.2} times what their annotations say; the law did not learn from it, and predictions here are multiplied by it"
+            )
+        }
+        Taught::Learnt(update) => {
+            let error = update.error * 100.0;
+            format!("Learnt: the prediction was off by {error:.1} %")
+        }
+    }
+}
+
+/// The job's record is written: the law in hand is the one that has learnt from it, and what
+/// people are to know is told.
+pub(super) async fn learnt(
     context: &Context,
-    object: &EnergyLaw,
-    law: &Law,
-    lesson: &Lesson<'_>,
-    taught: Option<Update>,
-    suspect: Option<f64>,
-) -> String {
-    let Some(update) = taught else {
-        refuse(context, "AnnotationSuspect");
-        let factor = suspect.unwrap_or(1.0);
-        let words = format!(
-            "AnnotationSuspect: jobs of this namespace burn {factor:.2} times what their annotations say; the law did not learn from it, and predictions here are multiplied by it"
-        );
-        let about = workload_reference(lesson);
-        warn(context, about, "AnnotationSuspect", &words).await;
-        return words;
-    };
-    if update.reset {
-        let labels = vec![
-            ("gpu", law.gpu.to_string()),
-            ("form", law.form.as_str().to_owned()),
-        ];
-        context.tallies.count(&c::LAW_SHIFTS, labels);
-        let words = format!(
-            "runs on {} keep missing the law by the same factor: another driver, software stack or power limit? It opens up and follows",
-            law.gpu
-        );
-        warn(context, object.object_ref(&()), "LevelMoved", &words).await;
+    book: &mut LawBook,
+    reservation: &CarbonReservation,
+    learning: Learning,
+) {
+    let law = &learning.page.law;
+    match &learning.taught {
+        Taught::Suspect(_) => {
+            let about = workload_reference(reservation, &learning.taken.namespace);
+            warn(context, about, "AnnotationSuspect", &learning.words).await;
+        }
+        Taught::Learnt(update) if update.reset => {
+            let labels = vec![
+                ("gpu", law.gpu.to_string()),
+                ("form", law.form.as_str().to_owned()),
+            ];
+            context.tallies.count(&c::LAW_SHIFTS, labels);
+            let words = format!(
+                "runs on {} keep missing the law by the same factor: another driver, software stack or power limit? It opens up and follows",
+                law.gpu
+            );
+            let about = learning.page.object().object_ref(&());
+            warn(context, about, "LevelMoved", &words).await;
+        }
+        _ => {}
     }
-    let error = update.error * 100.0;
-    format!("Learnt: the prediction was off by {error:.1} %")
+    book.keep(learning.page);
 }
 
-fn workload_reference(lesson: &Lesson<'_>) -> ObjectReference {
-    let workload = &lesson.reservation.spec.workload;
+fn workload_reference(reservation: &CarbonReservation, namespace: &str) -> ObjectReference {
+    let workload = &reservation.spec.workload;
     let version = if workload.kind == "Job" {
         "batch/v1"
     } else {
@@ -169,7 +165,7 @@ fn workload_reference(lesson: &Lesson<'_>) -> ObjectReference {
         api_version: Some(version.to_owned()),
         kind: Some(workload.kind.clone()),
         name: Some(workload.name.clone()),
-        namespace: Some(lesson.namespace.clone()),
+        namespace: Some(namespace.to_owned()),
         uid: Some(workload.uid.clone()),
         ..ObjectReference::default()
     }
@@ -192,7 +188,11 @@ async fn warn(context: &Context, about: ObjectReference, reason: &str, words: &s
 }
 
 /// The condition that names the namespaces whose annotations do not fit.
-fn say_suspects(context: &Context, status: &mut EnergyLawStatus, generation: Option<i64>) {
+pub(super) fn say_suspects(
+    context: &Context,
+    status: &mut EnergyLawStatus,
+    generation: Option<i64>,
+) {
     let standings = status.standings();
     let named: Vec<String> = standings
         .0
@@ -216,27 +216,27 @@ fn say_suspects(context: &Context, status: &mut EnergyLawStatus, generation: Opt
     set_condition(&mut status.conditions, condition);
 }
 
-/// The run as the law sees it, or why it cannot be learnt from.
+/// What there is to learn from a job beside its record, or why nothing is.
 fn observe(
-    context: &Context,
     reservation: &CarbonReservation,
     status: &ReservationStatus,
     work: Option<&Work>,
     pods: &[(&LedgerPage, &PodEnergy)],
-) -> Result<(Gpu, Observation), &'static str> {
+) -> Result<(Gpu, Lesson), &'static str> {
     if status.estimated {
         return Err("NodeLost");
     }
     if status.pods.iter().any(|pod| pod.before_millijoules > 0) {
         return Err("BeganBeforeTheBudget");
     }
-    let done = images_done(work)?;
+    let done = images_done(work, &status.pods)?;
     // One that failed has burned for what it says it made, and for nothing else.
     if work.map(|work| work.progress) != Some(Progress::Succeeded) && done.is_none() {
         return Err("NotSucceeded");
     }
-    let spec = &reservation.spec;
-    if i64::try_from(status.pods.len()) != Ok(spec.pods) {
+    let ran = i64::try_from(status.pods.len()).unwrap_or(i64::MAX);
+    // Where every pod says what it made, a retry is a start more, and no riddle.
+    if ran != reservation.spec.pods && (done.is_none() || ran < reservation.spec.pods) {
         return Err("RetriedOrUnmetered");
     }
     if pods.iter().any(|(_, pod)| pod.shared) {
@@ -255,61 +255,95 @@ fn observe(
     let [gpu] = models.as_slice() else {
         return Err("MixedOrUnknownGpu");
     };
+    let lesson = Lesson {
+        images_done: done,
+        starts: if ran == reservation.spec.pods { 0 } else { ran },
+        ..stack(pods)
+    };
+    Ok((gpu.clone(), lesson))
+}
+
+/// Driver and power limit as the exporters say, where they agree.
+fn stack(pods: &[(&LedgerPage, &PodEnergy)]) -> Lesson {
+    let mut drivers = pods.iter().map(|(page, _)| driver_branch(&page.driver));
+    let driver = drivers.next().filter(|first| drivers.all(|d| d == *first));
+    let mut limits = pods.iter().map(|(_, pod)| pod.power_limit_permille);
+    let limit = limits.next().flatten();
+    let limit = limit.filter(|first| limits.all(|l| l.is_some_and(|l| l.abs_diff(*first) <= 20)));
+    Lesson {
+        driver: driver.unwrap_or_default(),
+        power_limit_permille: limit.and_then(|l| i64::try_from(l).ok()).unwrap_or(0),
+        ..Lesson::default()
+    }
+}
+
+/// A settled job as its law sees it, or why it cannot be learnt from: the same whenever it
+/// is asked.
+pub(super) fn observation(
+    reservation: &CarbonReservation,
+    lesson: &Lesson,
+    catalogue: &Catalogue,
+) -> Result<Observation, &'static str> {
+    let spec = &reservation.spec;
     let annotations: BTreeMap<String, String> = spec
         .parameters
         .iter()
         .map(|(k, v)| (format!("jouleward.dev/{k}"), v.clone()))
         .collect();
-    let oracle = context.oracle();
-    let workload = Workload::from_annotations(&annotations, &oracle.catalogue)
-        .map_err(|_| "MissingParameters")?;
+    let workload = Workload::from_annotations(&annotations, catalogue);
+    let workload = workload.map_err(|_| "MissingParameters")?;
+    if annotations
+        .get(WARM_UP.name)
+        .is_some_and(|said| said.trim() == "true")
+    {
+        return Err("WarmUp");
+    }
+    if workload.is_batch_unknown() {
+        return Err("UnknownBatch");
+    }
     let small = |n: i64| u32::try_from(n).unwrap_or(1);
-    let (_, mut features) = oracle
-        .catalogue
-        .job(&workload, small(spec.pods), small(spec.gpus))
-        .ok_or("UnknownModel")?;
-    if let Some(done) = done {
-        if done > features.images {
+    let job = catalogue.job(&workload, small(spec.pods), small(spec.gpus));
+    let (_, mut features) = job.ok_or("UnknownModel")?;
+    if let Some(done) = lesson.images_done {
+        if done as f64 > features.images {
             return Err("MoreDoneThanAsked");
         }
-        features.images = done;
+        features.images = done as f64;
     }
-    let energy = Joules(status.measured_millijoules as f64 / 1000.0);
-    // The exporter bills all that the board drew.
-    let basis = Basis::Gross;
-    Ok((
-        gpu.clone(),
-        Observation {
-            features,
-            energy,
-            basis,
-        },
-    ))
+    if lesson.starts > 0 {
+        features.starts = lesson.starts as f64;
+    }
+    features.stack = Stack {
+        driver: Some(lesson.driver.clone()).filter(|driver| !driver.is_empty()),
+        power: (lesson.power_limit_permille > 0)
+            .then(|| lesson.power_limit_permille as f64 / 1000.0),
+        ..features.stack
+    };
+    let status = reservation.status.as_ref();
+    let millijoules = status.map_or(0, |status| status.measured_millijoules);
+    Ok(Observation {
+        features,
+        energy: Joules(millijoules as f64 / 1000.0),
+        // The exporter bills all that the board drew.
+        basis: Basis::Gross,
+    })
 }
 
-/// Images that the application says were made, all pods together.
-fn images_done(work: Option<&Work>) -> Result<Option<f64>, &'static str> {
+/// Images that the application says were made, all pods together: by the job's annotation, or
+/// by the word of every pod.
+fn images_done(work: Option<&Work>, pods: &[PodCharge]) -> Result<Option<i64>, &'static str> {
     let said = work.and_then(|work| work.annotations.get(IMAGES_DONE.name));
-    let Some(said) = said else {
-        return Ok(None);
+    let done = match said {
+        Some(said) => {
+            let done: u32 = said.trim().parse().map_err(|_| "ImagesDoneUnreadable")?;
+            Some(i64::from(done))
+        }
+        None => pods.iter().map(|pod| pod.images_done).sum(),
     };
-    match said.trim().parse::<u32>() {
-        Ok(0) => Err("NothingMade"),
-        Ok(done) => Ok(Some(f64::from(done))),
-        Err(_) => Err("ImagesDoneUnreadable"),
+    match done.filter(|_| !pods.is_empty() || said.is_some()) {
+        Some(0) => Err("NothingMade"),
+        done => Ok(done),
     }
-}
-
-fn law_status(context: &Context, object: &EnergyLaw, law: &Law, uid: &str) -> EnergyLawStatus {
-    let mut status = EnergyLawStatus {
-        state: law.save(),
-        last_fit: Some(context.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
-        ..describe(context, object, law)
-    };
-    status.learnt.push(uid.to_owned());
-    let excess = status.learnt.len().saturating_sub(REMEMBERED);
-    status.learnt.drain(..excess);
-    status
 }
 
 /// A law's status for people.

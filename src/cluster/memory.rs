@@ -1,6 +1,7 @@
 //! What the leader remembers between cycles. All of it can be lost, and none of it grows
 //! beyond what is there to be remembered.
 
+use super::lawbook::LawBook;
 use super::objects::{Owner, Work};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ pub(super) struct Memory {
     told: HashSet<(String, &'static str)>,
     /// µs, monotonic: since when a pod is nobody's.
     nobodys: HashMap<String, u64>,
+    /// The laws in hand.
+    pub(super) laws: LawBook,
 }
 
 /// Whose a pod is, and where.
@@ -25,6 +28,8 @@ pub(super) struct SeenPod {
     pub(super) namespace: String,
     pub(super) job: Option<String>,
     pub(super) node: Option<String>,
+    /// Images that it says it made.
+    pub(super) images: Option<i64>,
 }
 
 /// A pod that is nobody's for this long is charged by itself: its job may come later than
@@ -49,6 +54,7 @@ impl Memory {
                 // A job that was deleted alone leaves its pods without an owner.
                 job: job.or_else(|| before.and_then(|seen| seen.job.clone())),
                 node: pod.node.clone(),
+                images: pod.images_told.or(before.and_then(|seen| seen.images)),
             };
             self.pods.insert(pod.uid.clone(), seen);
         }

@@ -12,6 +12,7 @@ mod energy;
 mod follow;
 mod gauges;
 mod grants;
+mod lawbook;
 mod learning;
 pub mod lease;
 mod ledger;

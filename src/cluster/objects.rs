@@ -70,12 +70,15 @@ pub struct Work {
     /// The node a pod is bound to; one that is created with it cannot be gated.
     pub node: Option<String>,
     pub owner: Owner,
+    /// Images that a pod's containers say they made, as they ended.
+    pub images_told: Option<i64>,
 }
 
 impl Work {
     /// `None` where the object asks for no GPU.
     pub fn of(kind: Kind, object: Lite) -> Option<Self> {
         let (progress, ended) = (object.progress(kind), object.ended(kind));
+        let images_told = object.status.images_told();
         let Lite { metadata, spec, .. } = object;
         let pod = match kind {
             Kind::Job => &spec.template.spec,
@@ -127,6 +130,7 @@ impl Work {
             ended,
             node: spec.pod.node_name,
             owner,
+            images_told,
         })
     }
 
@@ -151,6 +155,7 @@ impl Work {
             ended: Some(ended),
             node: None,
             owner: Owner::Nobody,
+            images_told: None,
         }
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Seen<'a> {
     pub(super) older: Vec<String>,
     /// (budget, day) that a charge now goes to.
     pub(super) days: Vec<(String, String)>,
+    /// (pod, images) that pods say they made.
+    pub(super) images: Vec<(String, i64)>,
 }
 
 /// The status that follows.
@@ -48,6 +50,11 @@ pub(super) fn follow(reservation: &CarbonReservation, seen: &Seen, now: &str) ->
     join(reservation, &mut status, &seen.days);
     for (page, pod) in &seen.pods {
         record(&mut status.pods, page, pod, seen.older.contains(&pod.uid));
+    }
+    for (uid, images) in &seen.images {
+        if let Some(pod) = status.pods.iter_mut().find(|pod| pod.uid == *uid) {
+            pod.images_done = Some(*images);
+        }
     }
     let measured: i64 = status.pods.iter().map(PodCharge::millijoules).sum();
     status.measured_millijoules = measured.max(status.measured_millijoules);
@@ -240,6 +247,7 @@ pub(super) mod tests {
             is_final,
             shared: false,
             incomplete: false,
+            power_limit_permille: None,
             held_milliseconds: 0,
             ended_milliseconds_ago: None,
         };
@@ -247,6 +255,7 @@ pub(super) mod tests {
             node: "a".into(),
             epoch: epoch.into(),
             ready: true,
+            driver: String::new(),
             watched_milliseconds: 0,
             pods: vec![pod],
             gpus: vec![],

@@ -1,6 +1,7 @@
 //! Jobs and pods as they come over the wire, reduced to the fields that anyone here reads:
 //! the same lean types read an admission review and fill the caches.
 
+use crate::law::workload::IMAGES_DONE;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde::{Deserialize, Serialize};
@@ -123,7 +124,47 @@ pub struct Status {
     pub pod_ip: Option<String>,
     pub succeeded: Option<u32>,
     pub conditions: Vec<StatusCondition>,
+    pub container_statuses: Vec<ContainerStatus>,
+    pub init_container_statuses: Vec<ContainerStatus>,
 }
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerStatus {
+    pub state: ContainerState,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerState {
+    pub terminated: Terminated,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Terminated {
+    pub message: String,
+}
+
+impl Status {
+    /// Images that the containers of a pod say they made, in termination messages that are
+    /// JSON objects with the annotation's name; others are others' words.
+    pub fn images_told(&self) -> Option<i64> {
+        let containers = self.container_statuses.iter();
+        let all = containers.chain(&self.init_container_statuses);
+        let told = all.filter_map(|container| {
+            let message = &container.state.terminated.message;
+            let said: serde_json::Value = serde_json::from_str(message).ok()?;
+            said.get(IMAGES_DONE.name)?.as_u64()
+        });
+        let told = told.filter(|images| *images <= MOST_IMAGES);
+        told.map(|images| i64::try_from(images).unwrap_or(0))
+            .fold(None, |sum, images| Some(sum.unwrap_or(0) + images))
+    }
+}
+
+/// As for the annotation.
+const MOST_IMAGES: u64 = 10_000_000;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

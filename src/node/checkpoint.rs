@@ -266,6 +266,7 @@ mod tests {
                 pci_bus_id: String::new(),
                 driver: String::new(),
                 limit_milliwatts: Some(400_000),
+                default_limit_milliwatts: None,
                 source: EnergySource::Counter,
             };
             state.meter.add_gpu(info, Some(50_000));

@@ -3,6 +3,7 @@
 
 use super::attribution::Holder;
 use super::compat::Compat;
+use super::made::Made;
 use super::own::energy;
 use super::replay::Replay;
 use super::sampler::Sampler;
@@ -46,7 +47,7 @@ pub struct Settings {
     pub most_pods: usize,
     pub idle_milliwatts: Option<u64>,
     /// In a pod as a sidecar: that pod, which holds whatever GPUs it uses.
-    pub own: Option<Holder>,
+    pub own: Option<Own>,
     /// File that lets the sums go on after a restart.
     pub checkpoint: Option<PathBuf>,
     /// Read how busy MIG instances are, by GPU performance monitoring.
@@ -55,6 +56,14 @@ pub struct Settings {
     pub resource_claims: Option<kube::Client>,
     /// Another exporter's names besides ours.
     pub compat: Option<Compat>,
+}
+
+/// The pod that a sidecar is in.
+#[derive(Debug, Clone)]
+pub struct Own {
+    pub pod: Holder,
+    /// The container's termination message, which tells the API server what was made.
+    pub message: PathBuf,
 }
 
 /// Why the exporter could not start.
@@ -96,16 +105,19 @@ pub async fn run(settings: Settings, stop: Stop) -> Result<(), ExporterError> {
         .map_err(ExporterError::Thread)?;
     tasks.spawn(ask(source, shared.clone()));
     let served = shared.clone();
-    let (own, compat) = (settings.own.clone(), settings.compat);
+    let compat = settings.compat;
+    let own = settings.own.clone();
+    let own = own.map(|own| Arc::new((own.pod, Made::new(own.message))));
     let handler = move |call: Call| {
         let (shared, own) = (served.clone(), own.clone());
         async move {
-            match own.filter(|_| call.path.starts_with("/v1/energy")) {
-                Some(own) => {
+            match own {
+                Some(own) if call.path.starts_with("/v1/energy") => {
                     shared.look_now().await;
-                    energy(&call, &shared, &own)
+                    energy(&call, &shared, &own.0, own.1.so_far())
                 }
-                None => answer(&call, &shared, compat),
+                Some(own) if call.path.starts_with("/v1/images") => own.1.answer(&call),
+                _ => answer(&call, &shared, compat),
             }
         }
     };

@@ -66,6 +66,7 @@ pub fn nvml(bytes: &[u8]) {
         pci_bus_id: String::new(),
         driver: String::new(),
         limit_milliwatts: Some(400_000),
+        default_limit_milliwatts: None,
         source,
     };
     let mut meter = Meter::default();
@@ -107,6 +108,7 @@ pub fn nvml(bytes: &[u8]) {
                 activity: BTreeMap::from([(owner(4), number(1)), (owner(5), number(1))]),
                 mig: (kind & 32 != 0).then(|| mig(number(2), owner(4))),
                 mps: kind & 64 != 0,
+                limit_milliwatts: None,
             };
             meter.look(uuid, look, now);
             looks += 1;

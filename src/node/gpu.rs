@@ -51,6 +51,8 @@ pub struct Look {
     pub mig: Option<Mig>,
     /// True where clients of MPS run on it.
     pub mps: bool,
+    /// The enforced power limit, where it was asked for this time.
+    pub limit_milliwatts: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -148,6 +150,9 @@ impl Gpu {
     /// Takes in one look at `now` (µs, monotonic).
     pub(super) fn look(&mut self, look: Look, now: u64) {
         self.totals.power_milliwatts = look.power_milliwatts;
+        if look.limit_milliwatts.is_some() {
+            self.totals.limit_milliwatts = look.limit_milliwatts;
+        }
         (self.totals.mig, self.totals.mps) = (look.mig.is_some(), look.mps);
         let counted = match self.info.source {
             EnergySource::Counter => look
@@ -252,11 +257,14 @@ impl Gpu {
     /// 1.5 times the power limit for the time passed is the most a board can burn; without
     /// a limit, 2 kW.
     fn plausible(&self, microjoules: u64, micros: u64) -> bool {
-        let limit = self
-            .totals
-            .limit_milliwatts
-            .filter(|mw| *mw > 0)
-            .unwrap_or(1_300_000);
+        // The limit may have been lowered since the last look.
+        let limits = [
+            self.totals.limit_milliwatts,
+            self.info.limit_milliwatts,
+            self.info.default_limit_milliwatts,
+        ];
+        let limit = limits.into_iter().flatten().max().filter(|mw| *mw > 0);
+        let limit = limit.unwrap_or(1_300_000);
         let most = u128::from(limit) * 3 / 2 * u128::from(micros + STEP_SLACK_US) / 1000;
         u128::from(microjoules) <= most
     }
@@ -295,6 +303,7 @@ mod tests {
             pci_bus_id: String::new(),
             driver: String::new(),
             limit_milliwatts: Some(250_000),
+            default_limit_milliwatts: None,
             source,
         })
     }

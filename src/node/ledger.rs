@@ -15,6 +15,9 @@ pub struct LedgerPage {
     pub epoch: String,
     /// False until the GPUs and the kubelet have both answered.
     pub ready: bool,
+    /// Version of the NVIDIA driver; empty where it is not known.
+    #[serde(default)]
+    pub driver: String,
     /// For how long it has been ready: pods that ended before are not listed.
     #[serde(default)]
     pub watched_milliseconds: u64,
@@ -58,6 +61,10 @@ pub struct PodEnergy {
     /// True where some of what its GPUs burned cannot be said to be its or not.
     #[serde(default)]
     pub incomplete: bool,
+    /// Enforced power limit of its GPUs in thousandths of the boards' default, the mean where
+    /// they differ; absent where NVML does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_limit_permille: Option<u64>,
     /// For how long it has held a GPU.
     pub held_milliseconds: u64,
     /// How long ago it was seen to hold nothing any more; absent while it holds.
@@ -79,7 +86,14 @@ pub(super) fn page(
             .find(|(info, _)| info.uuid == gpu)
             .map(|(info, _)| info.model.clone())
     };
+    let limit = |gpu: &str| {
+        let (info, totals) = meter.gpus().find(|(info, _)| info.uuid == gpu)?;
+        let default = info.default_limit_milliwatts.filter(|mw| *mw > 0)?;
+        Some(totals.limit_milliwatts? * 1000 / default)
+    };
     let pod = |account: &PodAccount| {
+        let limits = account.shares.keys().filter_map(|(_, gpu)| limit(gpu));
+        let (sum, known) = limits.fold((0, 0), |(sum, n), limit| (sum + limit, n + 1));
         let mut models: Vec<String> = account
             .shares
             .keys()
@@ -96,6 +110,7 @@ pub(super) fn page(
             is_final: account.ended.is_some(),
             shared: account.shared,
             incomplete: account.incomplete,
+            power_limit_permille: (known > 0).then(|| sum / known),
             held_milliseconds: account.ended.unwrap_or(now).saturating_sub(account.since) / 1000,
             ended_milliseconds_ago: account.ended.map(|ended| now.saturating_sub(ended) / 1000),
         }
@@ -113,6 +128,12 @@ pub(super) fn page(
         node: node.to_owned(),
         epoch: epoch.to_owned(),
         ready: ready_since.is_some(),
+        driver: meter
+            .gpus()
+            .next()
+            .map(|(info, _)| info.driver.clone())
+            .filter(|driver| driver != "unknown")
+            .unwrap_or_default(),
         watched_milliseconds: ready_since.map_or(0, |since| now.saturating_sub(since) / 1000),
         pods: meter.pods().map(pod).collect(),
         gpus: meter.gpus().map(gpu).collect(),

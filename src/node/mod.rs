@@ -18,6 +18,7 @@ mod idle;
 mod instances;
 mod ledger;
 mod lost;
+mod made;
 pub mod meter;
 mod metrics;
 pub mod mig;

@@ -37,8 +37,14 @@ pub struct GpuInfo {
     pub driver: String,
     /// mW; `None` where the driver does not say.
     pub limit_milliwatts: Option<u64>,
+    /// What the board's limit is where nobody set one, mW.
+    #[serde(default)]
+    pub default_limit_milliwatts: Option<u64>,
     pub source: EnergySource,
 }
+
+/// People change power limits by the day, not by the second.
+const LIMIT_EVERY_US: u64 = 10_000_000;
 
 /// Where a GPU's energy comes from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +108,8 @@ pub struct Reading {
 pub struct Reader {
     devices: BTreeMap<String, (GpuInfo, Device<'static>)>,
     instances: Instances,
+    /// µs, monotonic: when each device's power limit was asked for last.
+    limits: BTreeMap<String, u64>,
     nvml: &'static Nvml,
     /// Indices of devices that could not be taken stock of.
     missing: Vec<u32>,
@@ -159,6 +167,7 @@ impl Reader {
             .map_err(|e| OpenError::Devices(code(&e)))?;
         let mut reader = Self {
             devices: BTreeMap::new(),
+            limits: BTreeMap::new(),
             instances: Instances::new(nvml, activity),
             nvml,
             missing: (0..count).collect(),
@@ -211,6 +220,7 @@ impl Reader {
             pci_bus_id: device.pci_info().map(|pci| pci.bus_id).unwrap_or_default(),
             driver: driver.to_owned(),
             limit_milliwatts: device.enforced_power_limit().ok().map(u64::from),
+            default_limit_milliwatts: device.power_management_limit_default().ok().map(u64::from),
             source: match device.total_energy_consumption() {
                 Err(NvmlError::NotSupported) => EnergySource::Power,
                 _ => EnergySource::Counter,
@@ -238,6 +248,11 @@ impl Reader {
                 "nvmlDeviceGetTotalEnergyConsumption",
                 errors,
             );
+        }
+        let asked = self.limits.entry(uuid.to_owned()).or_insert(now);
+        if now.saturating_sub(*asked) >= LIMIT_EVERY_US {
+            *asked = now;
+            reading.limit_milliwatts = device.enforced_power_limit().ok().map(u64::from);
         }
         reading.power_milliwatts =
             keep(device.power_usage(), "nvmlDeviceGetPowerUsage", errors).map(u64::from);

@@ -9,7 +9,7 @@ use serde_json::json;
 
 /// The pod's energy so far, as JSON, or at `/v1/energy/joules` as a number in text;
 /// `?since=` takes the microjoules of an earlier answer and gives what came since.
-pub(super) fn energy(call: &Call, shared: &Shared, own: &Holder) -> Answer {
+pub(super) fn energy(call: &Call, shared: &Shared, own: &Holder, made: Option<u64>) -> Answer {
     let since = match since(&call.query) {
         Ok(since) => since,
         Err(why) => return Answer::text(StatusCode::BAD_REQUEST, why),
@@ -25,6 +25,7 @@ pub(super) fn energy(call: &Call, shared: &Shared, own: &Holder) -> Answer {
                 "namespace": own.namespace, "pod": own.pod, "uid": own.uid,
                 "ready": page.ready, "microjoules": microjoules, "since": since,
                 "microjoulesSince": later, "joulesSince": later as f64 / 1e6,
+                "imagesDone": made,
             });
             Answer::json(serde_json::to_vec(&body).unwrap_or_default())
         }

@@ -25,7 +25,7 @@ pub(super) enum Source {
 impl Source {
     pub(super) fn of(settings: &Settings) -> Result<Self, ExporterError> {
         if let Some(own) = &settings.own {
-            return Ok(Self::Own(own.clone()));
+            return Ok(Self::Own(own.pod.clone()));
         }
         let socket = &settings.kubelet_socket;
         let kubelet = Kubelet::new(socket);

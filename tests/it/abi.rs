@@ -66,6 +66,7 @@ for index in range(n.nvmlDeviceGetCount()):
         "millijoules": n.nvmlDeviceGetTotalEnergyConsumption(h),
         "milliwatts": n.nvmlDeviceGetPowerUsage(h),
         "limit": n.nvmlDeviceGetEnforcedPowerLimit(h),
+        "default": n.nvmlDeviceGetPowerManagementDefaultLimit(h),
         "bus": text(n.nvmlDeviceGetPciInfo(h).busId),
         "pids": pids(n.nvmlDeviceGetComputeRunningProcesses(h)),
         "field": n.nvmlDeviceGetFieldValues(h, [83])[0].value.ullVal,
@@ -152,7 +153,7 @@ fn nvidias_python_client_reads_of_the_simulated_library_what_the_scenario_says()
     let board = |number: usize, bus: &str| {
         json!({
             "uuid": format!("GPU-{number}"), "name": "NVIDIA A100-SXM4-40GB", "bus": bus,
-            "millijoules": energy(number), "field": energy(number), "limit": 400_000,
+            "millijoules": energy(number), "field": energy(number), "limit": 400_000, "default": 400_000,
         })
     };
     let expected = [

@@ -32,6 +32,7 @@ pub(crate) fn gpu(number: u8) -> Gpu {
         name: "NVIDIA A100-SXM4-40GB".into(),
         idle_watts: 50.0,
         limit_watts: 400.0,
+        default_limit_watts: None,
         step_us: 100_000,
         origin_us: now(),
         origin_mj: 1_000_000,

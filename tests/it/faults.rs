@@ -227,3 +227,38 @@ fn ends(bench: &mut Bench, why: &str) {
     assert!(!bench.is_running(), "it runs on: {}", bench.said());
     assert!(bench.said().contains(why), "{}", bench.said());
 }
+
+#[test]
+fn the_ledger_says_the_driver_and_the_power_limit_as_it_is_now() {
+    let name = "limited";
+    let (_kubelet, mut world) = node(name);
+    for gpu in &mut world.gpus {
+        (gpu.limit_watts, gpu.default_limit_watts) = (300.0, Some(400.0));
+    }
+    let bench = start_with(name, Some(&world), &["--interval-seconds=0.2"]);
+    let limits = |page: &LedgerPage| -> Vec<Option<u64>> {
+        page.pods
+            .iter()
+            .map(|pod| pod.power_limit_permille)
+            .collect()
+    };
+    let first = page(&bench, "three pods", |page| page.pods.len() == 3);
+    assert_eq!(first.driver, world.driver_version);
+    assert_eq!(limits(&first), [Some(750); 3]);
+    // Someone lowers it: read again every ten seconds.
+    for gpu in &mut world.gpus {
+        gpu.limit_watts = 200.0;
+    }
+    world.write(&folder(name).join("scenario.json")).unwrap();
+    let lowered = page(&bench, "the lower limit", |page| {
+        limits(page).iter().all(|limit| *limit == Some(500))
+    });
+    assert_eq!(lowered.pods.len(), 3);
+    let text = bench.until("/metrics", "no reset is seen in it", |_, text| {
+        value(text, "jouleward_gpu_power_limit_watts") > 0.0
+    });
+    assert!(
+        value(&text, "jouleward_gpu_energy_resets_total") < 0.5,
+        "{text}"
+    );
+}

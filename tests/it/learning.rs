@@ -4,7 +4,7 @@
 use crate::support::on_plane;
 use anyhow::{Context, ensure};
 use harness::jobs::{self, Generate};
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, ListParams};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
@@ -157,6 +157,102 @@ fn what_the_application_says_it_made_counts_not_what_was_asked() {
             .and_then(|n| n["offPermille"].as_i64())
             .context("it is remembered")?;
         ensure!(off.abs() < 300, "off by {off} thousandths");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_run_whose_batch_nobody_says_and_one_that_warms_up_are_flagged_and_not_learnt_from() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(client, "says-little").await?;
+        let mut silent = ASK.job("silent");
+        for of in ["/metadata", "/spec/template/metadata"] {
+            let annotations = silent.pointer_mut(&format!("{of}/annotations"));
+            let annotations = annotations.and_then(Value::as_object_mut);
+            annotations
+                .context("annotations")?
+                .remove("jouleward.dev/batch-size");
+        }
+        let mut warm = ASK.job("warm");
+        warm["metadata"]["annotations"]["jouleward.dev/warm-up"] = json!("true");
+        for (job, reason) in [(silent, "UnknownBatch"), (warm, "WarmUp")] {
+            let record = record(client, "says-little", &job).await?;
+            ensure!(observation(&record) == reason, "{}", observation(&record));
+        }
+        // Of one image there is no doubt.
+        let mut single = Generate { images: 1, ..ASK }.job("single");
+        for of in ["/metadata", "/spec/template/metadata"] {
+            let annotations = single.pointer_mut(&format!("{of}/annotations"));
+            let annotations = annotations.and_then(Value::as_object_mut);
+            annotations
+                .context("annotations")?
+                .remove("jouleward.dev/batch-size");
+        }
+        let record = record(client, "says-little", &single).await?;
+        ensure!(
+            observation(&record).starts_with("Learnt"),
+            "{}",
+            observation(&record)
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn what_the_application_tells_its_sidecar_counts_and_outlives_the_pod() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        let options = harness::NodeOptions {
+            product: "NVIDIA L4".to_owned(),
+            gpus: 1,
+            ..harness::NodeOptions::default()
+        };
+        let node = shared.stack.start_node("gpu-tells", 158, &options).await?;
+        budgeted(client, "tells").await?;
+        // Asked for twenty pictures it stops after ten, and tells its sidecar so.
+        let l4 = json!({ "nvidia.com/gpu.product": "NVIDIA-L4" });
+        let mut job = Generate { images: 20, ..ASK }.job_on("stops", &l4);
+        let template = &mut job["spec"]["template"];
+        template["metadata"]["annotations"]["simnode/makes"] = json!("10");
+        let example = std::fs::read_to_string(harness::root().join("manifests/sidecar.yaml"))?;
+        let example: Value = serde_yaml::from_str(&example)?;
+        template["spec"]["initContainers"] =
+            example["spec"]["template"]["spec"]["initContainers"].clone();
+        let job = jobs::create_job(client, "tells", &job).await?;
+        let pods: Api<Pod> = Api::namespaced(client.clone(), "tells");
+        let pod = harness::eventually("it runs", std::time::Duration::from_secs(30), || async {
+            let pods = pods.list(&ListParams::default()).await?.items;
+            let running = |pod: &Pod| {
+                let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+                phase == Some("Running")
+            };
+            Ok(pods.into_iter().find(running))
+        })
+        .await?;
+        let (name, uid) = (
+            pod.metadata.name.unwrap_or_default(),
+            pod.metadata.uid.unwrap_or_default(),
+        );
+        let _sidecar = shared.stack.sidecar(&node, 159, ("tells", &name, &uid))?;
+        shared.stack.ready(159, 9402).await?;
+        let address = format!("{}:9402", shared.stack.address(159));
+        for done in ["4", "10"] {
+            let path = format!("/v1/images?done={done}");
+            let (status, said) = harness::stack::post(&address, &path).await?;
+            ensure!(status == 200 && said.contains(done), "{status} {said}");
+        }
+        let (status, said) = harness::stack::post(&address, "/v1/images?done=all").await?;
+        ensure!(status == 400 && said.contains("whole number"), "{said}");
+        let (_, energy) = harness::stack::get(&address, "/v1/energy", "*/*").await?;
+        ensure!(energy.contains("\"imagesDone\":10"), "{energy}");
+        let record = jobs::settled(client, "tells", &job.metadata.uid.unwrap_or_default()).await?;
+        let status = &record.data["status"];
+        ensure!(status["pods"][0]["imagesDone"] == 10, "{status}");
+        ensure!(status["lesson"]["imagesDone"] == 10, "{status}");
+        ensure!(observation(&record).starts_with("Learnt"), "{status}");
+        ensure!(status["lesson"]["driver"] == "580", "{status}");
+        ensure!(status["lesson"]["powerLimitPermille"] == 1000, "{status}");
         Ok(())
     });
 }

@@ -471,6 +471,89 @@ fn while_the_api_server_is_away_it_is_said_and_afterwards_nothing_is_missing() {
     });
 }
 
+#[test]
+fn a_law_is_written_once_in_a_while_and_what_a_killed_leader_had_not_written_is_learnt_once() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(shared, "lessons").await?;
+        // The law is there, and was written just now.
+        let first = jobs::create_job(client, "lessons", &Generate::SMALL.job("first")).await?;
+        jobs::settled(client, "lessons", &first.uid().unwrap_or_default()).await?;
+        let law = || async { jobs::laws(client).get("a100-sxm4-40gb").await };
+        let number = |law: &kube::core::DynamicObject, field: &str| {
+            law.data["status"][field].as_i64().unwrap_or(0)
+        };
+        let before = law().await?;
+        shared.stop_controller();
+        let mut doomed = shared
+            .stack
+            .controller(3, &["--law-write-seconds=3600"], &[])?;
+        let mut lessons = BTreeMap::new();
+        for name in ["second", "third", "fourth"] {
+            let job = jobs::create_job(client, "lessons", &Generate::SMALL.job(name)).await?;
+            let uid = job.uid().unwrap_or_default();
+            let what = format!("{name} is settled");
+            let record = eventually(&what, Duration::from_mins(1), || async {
+                let record = jobs::reservation_of(client, "lessons", &uid).await?;
+                Ok(record.filter(|r| r.data["status"]["settled"] == true))
+            })
+            .await?;
+            let status = &record.data["status"];
+            ensure!(
+                status["observation"]
+                    .as_str()
+                    .is_some_and(|said| said.starts_with("Learnt")),
+                "{status}"
+            );
+            let lesson = status["lesson"]["number"].as_i64().context("a lesson")?;
+            lessons.insert(lesson, uid);
+        }
+        let known = number(&before, "lessons");
+        let numbers: Vec<i64> = lessons.keys().copied().collect();
+        ensure!(
+            numbers == [known + 1, known + 2, known + 3],
+            "{numbers:?} after {known}"
+        );
+        ensure!(
+            law().await?.data["status"]["state"] == before.data["status"]["state"],
+            "the law is not written yet"
+        );
+        doomed.kill();
+        shared.restore().await?;
+        let after = eventually(
+            "the next leader learns",
+            Duration::from_secs(40),
+            || async {
+                let law = law().await?;
+                Ok((number(&law, "lessons") > known).then_some(law))
+            },
+        )
+        .await?;
+        // Taken up in one write, in their order, each once.
+        ensure!(
+            number(&after, "lessons") == known + 3,
+            "{:?}",
+            after.data["status"]
+        );
+        ensure!(
+            number(&after, "observations") == number(&before, "observations") + 3,
+            "{:?}",
+            after.data["status"]
+        );
+        let learnt = after.data["status"]["learnt"].as_array().cloned();
+        let learnt = learnt.unwrap_or_default();
+        let newest: Vec<&str> = learnt
+            .iter()
+            .rev()
+            .take(3)
+            .rev()
+            .filter_map(Value::as_str)
+            .collect();
+        ensure!(newest == lessons.values().map(String::as_str).collect::<Vec<_>>());
+        Ok(())
+    });
+}
+
 /// Where the leader is killed: before and after each of its writes.
 const POINTS: &[&str] = &[
     "before-commit",
@@ -482,6 +565,24 @@ const POINTS: &[&str] = &[
     "before-settle",
     "after-settle",
 ];
+
+/// What the law has learnt from is what the records say it has.
+async fn each_learnt_once(
+    client: &kube::Client,
+    records: &[kube::core::DynamicObject],
+) -> anyhow::Result<()> {
+    let law = jobs::laws(client).get("a100-sxm4-40gb").await?;
+    let learnt = law.data["status"]["learnt"].as_array().cloned();
+    let learnt = learnt.unwrap_or_default();
+    for record in records {
+        let said = record.data["status"]["observation"].as_str();
+        let uid = &record.data["spec"]["workload"]["uid"];
+        let times = learnt.iter().filter(|learnt| *learnt == uid).count();
+        let wanted = usize::from(said.is_some_and(|said| said.starts_with("Learnt")));
+        ensure!(times == wanted, "{said:?} in {learnt:?}");
+    }
+    Ok(())
+}
 
 #[test]
 fn a_leader_killed_at_any_point_loses_no_job_releases_none_twice_and_keeps_the_totals() {
@@ -550,6 +651,7 @@ fn a_leader_killed_at_any_point_loses_no_job_releases_none_twice_and_keeps_the_t
             uids == expected && records.len() == expected.len(),
             "each job has one record: {uids:?}"
         );
+        each_learnt_once(client, &records).await?;
         let charged: i64 = records
             .iter()
             .filter_map(|r| r.data["status"]["chargedMilligrams"].as_i64())

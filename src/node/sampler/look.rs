@@ -112,6 +112,7 @@ impl Sampler {
             // What was not seen teaches nothing of idle power.
             busy: reading.unseen || !reading.processes.is_empty(),
             at_rest: reading.at_rest && !reading.unseen,
+            limit_milliwatts: reading.limit_milliwatts,
             contexts,
             activity,
             mig,

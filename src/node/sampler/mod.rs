@@ -78,7 +78,7 @@ pub(in crate::node) struct Sampler {
 impl Sampler {
     pub(in crate::node) fn new(settings: Settings, shared: Arc<Shared>) -> Self {
         let names = PodNames::new(settings.pod_logs.clone());
-        let own = settings.own.as_ref().map(|own| own.uid.clone());
+        let own = settings.own.as_ref().map(|own| own.pod.uid.clone());
         let processes = Processes::new(settings.proc_root.clone(), own);
         Self {
             shared,

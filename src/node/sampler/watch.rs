@@ -38,7 +38,7 @@ impl Sampler {
             let (holders, unknown) = self.cuts.devices.holders(&listed.claims);
             self.health.unknown_devices(unknown);
             let names = &self.names;
-            let own = self.settings.own.as_ref().map(|own| own.uid.clone());
+            let own = self.settings.own.as_ref().map(|own| own.pod.uid.clone());
             let uid = |namespace: &str, pod: &str| {
                 let named = || names.uid(namespace, pod).map(str::to_owned);
                 own.clone().or_else(named)
@@ -82,7 +82,7 @@ impl Sampler {
             return;
         };
         if **self.shared.used.load() != used {
-            self.allocations.pod_appeared(&own.uid, now);
+            self.allocations.pod_appeared(&own.pod.uid, now);
             self.allocations.something_happened(now);
             self.shared.used.store(Arc::new(used));
         }

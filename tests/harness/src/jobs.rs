@@ -58,6 +58,7 @@ impl Generate {
                 "jouleward.dev/height": self.size.to_string(),
                 "jouleward.dev/num-inference-steps": self.steps.to_string(),
                 "jouleward.dev/num-images": self.images.to_string(),
+                "jouleward.dev/batch-size": "1",
             } },
             "spec": { "backoffLimit": 0, "template": {
                 "metadata": { "annotations": self.template() },
@@ -74,6 +75,7 @@ impl Generate {
             "jouleward.dev/height": self.size.to_string(),
             "jouleward.dev/num-inference-steps": self.steps.to_string(),
             "jouleward.dev/num-images": self.images.to_string(),
+            "jouleward.dev/batch-size": "1",
         })
     }
 
@@ -319,7 +321,10 @@ pub async fn settled(client: &Client, namespace: &str, uid: &str) -> anyhow::Res
     )
     .await;
     match settled {
-        Ok(record) => Ok(record),
+        Ok(record) => {
+            in_the_law(client, &record, uid).await?;
+            Ok(record)
+        }
         Err(error) => {
             let record = reservation_of(client, namespace, uid).await?;
             let record = record.map(|r| r.data["status"].clone());
@@ -335,6 +340,22 @@ pub async fn settled(client: &Client, namespace: &str, uid: &str) -> anyhow::Res
             Err(error.context(format!("record {record:?}; jobs {jobs:?}; pods {pods:?}")))
         }
     }
+}
+
+/// Waits until the law that a record speaks of has been written with its lesson.
+async fn in_the_law(client: &Client, record: &DynamicObject, uid: &str) -> anyhow::Result<()> {
+    let lesson = &record.data["status"]["lesson"];
+    let (Some(law), Some(number)) = (lesson["law"].as_str(), lesson["number"].as_i64()) else {
+        return Ok(());
+    };
+    let what = format!("lesson {number} of {uid} is in {law}");
+    eventually(&what, Duration::from_secs(20), || async {
+        let object = laws(client).get(law).await?;
+        let anew = object.metadata.uid.as_deref() != lesson["lawUid"].as_str();
+        let written = object.data["status"]["lessons"].as_i64();
+        Ok((anew || written >= Some(number)).then_some(()))
+    })
+    .await
 }
 
 pub async fn wait_for_crds(client: &Client) -> anyhow::Result<()> {

@@ -65,7 +65,8 @@ impl Stack {
         let network = format!("127.{}.{}", id % 250 + 2, id / 250 % 250 + 1);
         let values = json!({
             "webhook": { "url": format!("https://{network}.20:9443"), "replicas": 1 },
-            "controller": { "replicas": 1 },
+            // Tests look at a law right after a job.
+            "controller": { "replicas": 1, "lawWriteSeconds": 0 },
             // Exporters of many nodes share one machine here: each test gives its own file.
             "exporter": { "runtimeClassName": "", "publishDelaySeconds": 2, "checkpoint": { "enabled": false } },
             "gridZones": [{ "name": "default", "source": { "staticGramsPerKwh": 400 }, "pue": "1.25" }],
@@ -292,6 +293,8 @@ impl Stack {
             "--nvml-library={}",
             built("libnvml_sim.so")?.display()
         ));
+        let message = node.state.join("termination").join(pod.2);
+        command.arg(format!("--termination-message={}", message.display()));
         for name in ["pod-logs", "proc-root", "kubelet-socket"] {
             // It has none of them.
             command.arg(format!("--{name}={}", node.state.join("none").display()));
@@ -325,11 +328,25 @@ impl Stack {
 /// A plain HTTP request to one of our own addresses: status and body. HTTP/1.0, so that
 /// nobody answers in chunks.
 pub async fn get(address: &str, path: &str, accept: &str) -> anyhow::Result<(u16, String)> {
+    ask("GET", address, path, accept).await
+}
+
+/// The same with nothing in its body.
+pub async fn post(address: &str, path: &str) -> anyhow::Result<(u16, String)> {
+    ask("POST", address, path, "*/*").await
+}
+
+async fn ask(
+    method: &str,
+    address: &str,
+    path: &str,
+    accept: &str,
+) -> anyhow::Result<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let exchange = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
         let request = format!(
-            "GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+            "{method} {path} HTTP/1.0\r\nHost: {address}\r\nAccept: {accept}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();

@@ -61,6 +61,9 @@ device_call!(nvmlDeviceGetPersistenceMode(out: *mut u32) => |gpu, now| put(out, 
 device_call!(nvmlDeviceGetPowerUsage(out: *mut u32) => |gpu, now| put(out, milliwatts(gpu.watts(now))));
 device_call!(nvmlDeviceGetEnforcedPowerLimit(out: *mut u32) => |gpu, now| put(out, milliwatts(gpu.limit_watts)));
 device_call!(nvmlDeviceGetPowerManagementLimit(out: *mut u32) => |gpu, now| put(out, milliwatts(gpu.limit_watts)));
+device_call!(nvmlDeviceGetPowerManagementDefaultLimit(out: *mut u32) => |gpu, now| {
+    put(out, milliwatts(gpu.default_limit_watts.unwrap_or(gpu.limit_watts)))
+});
 device_call!(nvmlDeviceGetTotalEnergyConsumption(out: *mut u64) => |gpu, now| {
     if gpu.no_energy { NOT_SUPPORTED } else { put(out, gpu.counter_mj(now)) }
 });

@@ -105,6 +105,7 @@ mod tests {
             name: "sim".into(),
             idle_watts: 50.0,
             limit_watts: 400.0,
+            default_limit_watts: None,
             step_us: 100_000,
             origin_us: 0,
             origin_mj: 7,

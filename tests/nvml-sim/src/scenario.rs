@@ -28,6 +28,9 @@ pub struct Gpu {
     /// Power with no process.
     pub idle_watts: f64,
     pub limit_watts: f64,
+    /// What the limit is where nobody set one; `limit_watts` where absent.
+    #[serde(default)]
+    pub default_limit_watts: Option<f64>,
     /// The counter is stepped: it shows the energy up to the last multiple of this.
     pub step_us: u64,
     /// When the counter started, and at what.

@@ -53,7 +53,7 @@ pub(crate) fn now_us() -> u64 {
 
 impl Gpus {
     pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
-        for folder in ["pods", "proc/1"] {
+        for folder in ["pods", "proc/1", "termination"] {
             std::fs::create_dir_all(args.state.join(folder))?;
         }
         std::fs::write(args.state.join("proc/1/cgroup"), "0::/init.scope\n")?;
@@ -63,6 +63,7 @@ impl Gpus {
             idle_watts: 52.0,
             // Jobs that share a GPU add their power here; a real board would throttle them.
             limit_watts: 400.0 * args.replicas.max(1) as f64,
+            default_limit_watts: None,
             step_us: 100_000,
             origin_us: now_us(),
             origin_mj: 123_456,

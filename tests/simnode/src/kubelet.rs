@@ -175,7 +175,9 @@ impl Kubelet {
         let now = jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")
             .to_string();
-        let status = status(pod, phase, &now, &self.args.ip.to_string());
+        let message = self.args.state.join("termination").join(uid);
+        let message = std::fs::read_to_string(message).unwrap_or_default();
+        let status = status(pod, phase, &now, &self.args.ip.to_string(), &message);
         let api: Api<Pod> =
             Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let patch = Patch::Merge(json!({ "status": status }));
@@ -245,7 +247,7 @@ fn devices(pod: &Pod) -> usize {
         .sum()
 }
 
-fn status(pod: &Pod, phase: &str, now: &str, ip: &str) -> Value {
+fn status(pod: &Pod, phase: &str, now: &str, ip: &str, message: &str) -> Value {
     let done = phase == "Succeeded";
     let started = pod
         .status
@@ -265,6 +267,21 @@ fn status(pod: &Pod, phase: &str, now: &str, ip: &str) -> Value {
             "ready": !done, "started": !done, "restartCount": 0, "state": state,
         })
     });
+    // Native sidecars; the file of a pod is that of its sidecar's termination message.
+    let sidecars = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten());
+    let sidecars = sidecars.map(|container| {
+        let mut state = state.clone();
+        if done {
+            state["terminated"]["message"] = json!(message);
+        }
+        json!({
+            "name": container.name, "image": container.image, "imageID": "", "containerID": "sim://2",
+            "ready": !done, "started": !done, "restartCount": 0, "state": state,
+        })
+    });
     let condition = |kind: &str, yes: bool| {
         json!({ "type": kind, "status": if yes { "True" } else { "False" }, "lastTransitionTime": now,
                 "reason": if done { "PodCompleted" } else { "" } })
@@ -272,6 +289,7 @@ fn status(pod: &Pod, phase: &str, now: &str, ip: &str) -> Value {
     json!({
         "phase": phase, "startTime": started, "hostIP": ip, "podIP": ip, "podIPs": [{ "ip": ip }],
         "containerStatuses": containers.collect::<Vec<_>>(),
+        "initContainerStatuses": sidecars.collect::<Vec<_>>(),
         "conditions": [condition("Initialized", true), condition("Ready", !done),
                        condition("ContainersReady", !done), condition("PodScheduled", true)],
     })

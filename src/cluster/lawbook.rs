@@ -1,0 +1,329 @@
+//! The laws as the leader has them in hand: each learns from a job as the job is settled, and is
+//! written once in a while. What a crash kept from being written is learnt again, in the same
+//! order, from the lessons that the reservations carry.
+
+use super::context::{Context, Failure, carry_on};
+use super::learning::{describe, observation, say_suspects};
+use super::world::law_of;
+use crate::api::EnergyLaw;
+use crate::law::{Catalogue, Law, Observation, Outcome, Standings, StateError, Update};
+use jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::{Api, PostParams};
+use std::collections::{HashMap, VecDeque};
+
+/// UIDs that a law's status names.
+const REMEMBERED: usize = 64;
+const TRIES: usize = 5;
+/// Runs of a model before a namespace's runs of it are compared with others'.
+const RUNS_TO_COMPARE: u64 = 3;
+
+/// One job, as a law learns from it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Taken {
+    pub(super) uid: String,
+    pub(super) namespace: String,
+    pub(super) run: Observation,
+}
+
+/// What became of a job as an observation.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Taught {
+    Learnt(Update),
+    /// Its namespace is known to be off by this factor: it would only drag the law along.
+    Suspect(f64),
+    Refused(&'static str),
+}
+
+/// A law in hand.
+#[derive(Debug, Clone)]
+pub(super) struct Page {
+    /// As it was read or written last.
+    object: EnergyLaw,
+    pub(super) law: Law,
+    standings: Standings,
+    /// Lessons taken so far, those that are not written yet among them.
+    lessons: i64,
+    learnt: VecDeque<String>,
+    /// What is not written yet.
+    unwritten: Vec<Taken>,
+    /// When it was written last.
+    written: Option<Timestamp>,
+}
+
+impl Page {
+    fn of(object: EnergyLaw) -> Self {
+        let status = object.status.clone().unwrap_or_default();
+        Self {
+            law: law_of(&object),
+            standings: status.standings(),
+            lessons: status.lessons,
+            learnt: status.learnt.into(),
+            unwritten: Vec::new(),
+            written: status.last_fit.and_then(|at| at.parse().ok()),
+            object,
+        }
+    }
+
+    pub(super) fn object(&self) -> &EnergyLaw {
+        &self.object
+    }
+
+    pub(super) fn uid(&self) -> String {
+        self.object.metadata.uid.clone().unwrap_or_default()
+    }
+
+    /// Number of the newest lesson.
+    pub(super) fn lessons(&self) -> i64 {
+        self.lessons
+    }
+
+    /// True where this is the law that an object now tells of: of one product, one form, and
+    /// not deleted and made anew in between.
+    fn is_of(&self, object: &EnergyLaw) -> bool {
+        self.object.metadata.uid == object.metadata.uid && self.object.spec == object.spec
+    }
+
+    /// Learns from a job; a page that refused it is as it was but for its first belief.
+    fn take(&mut self, taken: &Taken, others: impl FnOnce() -> Vec<Law>) -> Taught {
+        if self.law.observations == 0 {
+            // It begins where its predictions did: with what another product has taught.
+            self.law = Law::for_product(self.law.form, &self.law.gpu, &others());
+        }
+        let predicted = self.law.predict(&taken.run.features);
+        let mut standings = self.standings.clone();
+        // A model that few have run may be what is off: that is the law's to learn.
+        if predicted.runs_of_model >= RUNS_TO_COMPARE {
+            standings.note(&taken.namespace, predicted.median.0, taken.run.energy.0);
+        }
+        let taught = match standings.factor(&taken.namespace) {
+            Some(factor) => Taught::Suspect(factor),
+            None => match self.law.learn(&taken.run) {
+                Outcome::Refused(why) => return Taught::Refused(why),
+                Outcome::Learnt(update) => Taught::Learnt(update),
+            },
+        };
+        self.standings = standings;
+        self.lessons += 1;
+        self.learnt.push_back(taken.uid.clone());
+        if self.learnt.len() > REMEMBERED {
+            self.learnt.pop_front();
+        }
+        self.unwritten.push(taken.clone());
+        taught
+    }
+
+    fn has_learnt(&self, uid: &str) -> bool {
+        self.learnt.iter().any(|learnt| learnt == uid)
+    }
+
+    fn is_due(&self, context: &Context) -> bool {
+        let waits = !self.unwritten.is_empty();
+        let long_ago = |at: Timestamp| {
+            let since = context.now().duration_since(at);
+            // A stamp of the future is of a clock that was set back.
+            since.is_negative() || since.unsigned_abs() >= context.settings.law_write
+        };
+        waits && self.written.is_none_or(long_ago)
+    }
+
+    /// One try to write it; gives the object as it is then.
+    async fn write(&self, context: &Context) -> Result<EnergyLaw, Failure> {
+        context.check_leading()?;
+        let mut status = describe(context, &self.object, &self.law);
+        status.state = self.law.save();
+        status.learnt = self.learnt.iter().cloned().collect();
+        status.lessons = self.lessons;
+        status.last_fit = Some(context.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        status.set_standings(&self.standings);
+        say_suspects(context, &mut status, self.object.metadata.generation);
+        let mut written = self.object.clone();
+        written.metadata.managed_fields = None;
+        written.status = Some(status);
+        let api: Api<EnergyLaw> = Api::all(context.client.clone());
+        let name = self.object.name_any();
+        let params = PostParams::default();
+        context
+            .call(api.replace_status(&name, &params, &written))
+            .await
+    }
+}
+
+/// All laws in hand, by name.
+#[derive(Debug, Default)]
+pub(super) struct LawBook {
+    pages: HashMap<String, Page>,
+    caught_up: bool,
+}
+
+/// Why a law cannot be learnt with.
+#[derive(Debug)]
+pub(super) enum Closed {
+    /// Its state is a newer program's, and not ours to write over.
+    Newer(u32),
+    /// It has learnt from this job already.
+    Known,
+}
+
+impl LawBook {
+    /// The law's page after it has learnt from a job, and what became of the job; the page is
+    /// in hand once it is [kept](Self::keep).
+    pub(super) async fn consider(
+        &mut self,
+        context: &Context,
+        name: &str,
+        taken: &Taken,
+    ) -> Result<Result<(Page, Taught), Closed>, Failure> {
+        let seen = context.caches.world.laws.all();
+        let seen = seen.iter().find(|law| law.name_any() == name);
+        let in_hand = self.pages.get(name);
+        if !in_hand.is_some_and(|page| seen.is_some_and(|seen| page.is_of(seen))) {
+            let unwritten = self.pages.remove(name);
+            match open(context, name, unwritten).await? {
+                Ok(page) => self.pages.insert(name.to_owned(), page),
+                Err(newer) => return Ok(Err(newer)),
+            };
+        }
+        let Some(page) = self.pages.get(name) else {
+            return Err(Failure::NotFound);
+        };
+        if page.has_learnt(&taken.uid) {
+            return Ok(Err(Closed::Known));
+        }
+        let mut after = page.clone();
+        let taught = after.take(taken, || others(context));
+        Ok(Ok((after, taught)))
+    }
+
+    /// Takes a considered page in hand: the job's record says so by now.
+    pub(super) fn keep(&mut self, page: Page) {
+        self.pages.insert(page.object.name_any(), page);
+    }
+
+    /// Writes the laws that have learnt and were not written for a while.
+    pub(super) async fn flush(&mut self, context: &Context) -> Result<(), Failure> {
+        let due = self.pages.iter().filter(|(_, page)| page.is_due(context));
+        let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
+        for name in due {
+            carry_on(&name, self.write(context, &name).await)?;
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, context: &Context, name: &str) -> Result<(), Failure> {
+        for _ in 0..TRIES {
+            let Some(page) = self.pages.get_mut(name) else {
+                return Ok(());
+            };
+            match page.write(context).await {
+                Ok(object) => {
+                    crate::serve::crash::point("after-learning");
+                    page.object = object;
+                    page.unwritten.clear();
+                    page.written = Some(context.now());
+                    return Ok(());
+                }
+                Err(Failure::Conflict) => {
+                    let before = self.pages.remove(name);
+                    if let Ok(page) = open(context, name, before).await? {
+                        self.pages.insert(name.to_owned(), page);
+                    }
+                }
+                Err(Failure::NotFound) => {
+                    self.pages.remove(name);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Failure::Conflict)
+    }
+
+    /// Opens the laws at the start of a leadership, so that lessons that nobody wrote are not
+    /// left until the next job of their product ends.
+    pub(super) async fn catch_up(&mut self, context: &Context) -> Result<(), Failure> {
+        if self.caught_up {
+            return Ok(());
+        }
+        for law in context.caches.world.laws.all() {
+            let name = law.name_any();
+            if self.pages.contains_key(&name) || lessons_of(context, &law).is_empty() {
+                continue;
+            }
+            match open(context, &name, None).await {
+                Ok(Ok(page)) => _ = self.pages.insert(name, page),
+                Ok(Err(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.caught_up = true;
+        Ok(())
+    }
+}
+
+fn others(context: &Context) -> Vec<Law> {
+    let laws = context.caches.world.laws.all();
+    laws.iter().map(|law| law_of(law)).collect()
+}
+
+/// Reads a law, and learns what the reservations and an earlier page have that it has not.
+async fn open(
+    context: &Context,
+    name: &str,
+    before: Option<Page>,
+) -> Result<Result<Page, Closed>, Failure> {
+    let api: Api<EnergyLaw> = Api::all(context.client.clone());
+    let object = context.call(api.get(name)).await?;
+    let state = object.status.as_ref().map_or("", |s| s.state.as_str());
+    if let Err(StateError::Newer(version)) = Law::load(state) {
+        return Ok(Err(Closed::Newer(version)));
+    }
+    let mut lessons = lessons_of(context, &object);
+    let mut page = Page::of(object);
+    // The watch may be behind what this leader settled itself.
+    let own = before.filter(|before| before.uid() == page.uid());
+    for taken in own.into_iter().flat_map(|before| before.unwritten) {
+        if !lessons.iter().any(|known| known.uid == taken.uid) {
+            lessons.push(taken);
+        }
+    }
+    for taken in lessons {
+        if !page.has_learnt(&taken.uid) {
+            page.take(&taken, || others(context));
+        }
+    }
+    Ok(Ok(page))
+}
+
+/// Lessons that settled reservations have for a law, and that its object does not have yet,
+/// in their order.
+fn lessons_of(context: &Context, object: &EnergyLaw) -> Vec<Taken> {
+    let status = object.status.clone().unwrap_or_default();
+    let reservations = context.caches.reservations.all();
+    let catalogue: &Catalogue = &context.oracle().catalogue;
+    let mut found: Vec<(i64, Taken)> = Vec::new();
+    for reservation in reservations.iter().filter(|r| r.is_settled()) {
+        let lesson = reservation.status.as_ref().and_then(|s| s.lesson.as_ref());
+        let Some(lesson) = lesson.filter(|lesson| {
+            Some(&lesson.law_uid) == object.metadata.uid.as_ref() && lesson.number > status.lessons
+        }) else {
+            continue;
+        };
+        // A model that is gone from the catalogue since cannot be learnt from any more.
+        let Ok(run) = observation(reservation, lesson, catalogue) else {
+            continue;
+        };
+        let uid = reservation.spec.workload.uid.clone();
+        let namespace = reservation.namespace().unwrap_or_default();
+        found.push((
+            lesson.number,
+            Taken {
+                uid,
+                namespace,
+                run,
+            },
+        ));
+    }
+    found.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.uid.cmp(&y.uid)));
+    found.into_iter().map(|(_, taken)| taken).collect()
+}
