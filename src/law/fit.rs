@@ -42,7 +42,7 @@ pub fn fit_from(mut law: Law, runs: &[Observation]) -> Result<Law, FitError> {
         return Err(FitError::Mixed { gross, net });
     }
     for run in runs {
-        law.admit(&run.features);
+        law.admit(&law.own(&run.features));
         law.range.cover(&run.features);
     }
     law.basis = runs.first().map(|run| run.basis).or(law.basis);
@@ -142,7 +142,7 @@ fn finish(mut law: Law, prior: &Law, runs: &[&Observation]) -> Law {
     for (number, run) in runs.iter().enumerate() {
         let (ln, _) = law.linearise(&run.features, &law.own(&run.features));
         errors += (ln.exp() / run.energy.0 - 1.0).abs();
-        law.touch(&run.features, number as u64);
+        law.touch(&law.own(&run.features), number as u64);
     }
     if !runs.is_empty() {
         law.error = errors / runs.len() as f64;

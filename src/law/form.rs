@@ -99,12 +99,18 @@ pub(super) struct Own {
     pub(super) name: String,
     pub(super) belief: Belief,
     pub(super) by: f64,
+    /// False where the run did not tell, and the usual is taken.
+    pub(super) told: bool,
 }
 
 impl Own {
     pub(super) fn level(name: String, belief: Belief) -> Self {
-        let by = 1.0;
-        Self { name, belief, by }
+        Self {
+            name,
+            belief,
+            by: 1.0,
+            told: true,
+        }
     }
 
     /// What a power limit does; nothing where it is the board's default.
@@ -114,6 +120,7 @@ impl Own {
             name: POWER.to_owned(),
             belief: POWER_EXPONENT,
             by,
+            told: true,
         })
     }
 }
@@ -198,7 +205,10 @@ impl Form {
     ) -> (f64, Vec<Slope<'own>>) {
         let mut level = 0.0;
         let mut gradient: Vec<Slope<'own>> = Vec::with_capacity(own.len() + 8);
-        for Own { name, belief, by } in own {
+        for Own {
+            name, belief, by, ..
+        } in own
+        {
             level += value(name, belief.mean) * by;
             gradient.push(Slope {
                 name,

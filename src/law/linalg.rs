@@ -52,24 +52,28 @@ impl Symmetric {
 
     /// Adds a row and column that is zero but for its diagonal.
     pub(super) fn grow(&mut self, diagonal: f64) {
-        let mut grown = Self::diagonal(&vec![0.0; self.n + 1]);
-        for i in 0..self.n {
-            for j in 0..self.n {
-                grown.set(i, j, self.get(i, j));
-            }
+        let n = self.n + 1;
+        let mut a = Vec::with_capacity(n * n);
+        for row in self.a.chunks(self.n.max(1)) {
+            a.extend_from_slice(row);
+            a.push(0.0);
         }
-        grown.set(self.n, self.n, diagonal);
-        *self = grown;
+        a.resize(n * n - 1, 0.0);
+        a.push(diagonal);
+        *self = Self { n, a };
     }
 
     /// Removes row and column k: marginalises a Gaussian over that unknown.
     pub(super) fn shrink(&mut self, k: usize) {
-        let keep: Vec<usize> = (0..self.n).filter(|i| *i != k).collect();
-        let a = keep
-            .iter()
-            .flat_map(|i| keep.iter().map(|j| self.get(*i, *j)))
-            .collect();
-        *self = Self { n: keep.len(), a };
+        let n = self.n.saturating_sub(1);
+        let mut a = Vec::with_capacity(n * n);
+        for (i, row) in self.a.chunks(self.n.max(1)).enumerate() {
+            if i != k {
+                a.extend_from_slice(&row[..k]);
+                a.extend_from_slice(&row[k + 1..]);
+            }
+        }
+        *self = Self { n, a };
     }
 
     /// Changes every element.

@@ -198,7 +198,12 @@ impl Law {
 
     /// What a run will cost.
     pub fn predict(&self, features: &Features) -> Prediction {
-        let (ln, mut variance) = self.ln_energy(features);
+        self.predict_with(features, &self.own(features))
+    }
+
+    /// The same with [`Law::own`] of the run.
+    pub(super) fn predict_with(&self, features: &Features, own: &[Own]) -> Prediction {
+        let (ln, mut variance) = self.ln_energy(features, own);
         let outside = self.range.outside(features);
         variance += outside
             .iter()
@@ -240,9 +245,8 @@ impl Law {
     }
 
     /// ln E and its variance, noise of one run included.
-    pub(super) fn ln_energy(&self, features: &Features) -> (f64, f64) {
-        let own = self.own(features);
-        let (ln, slopes) = self.linearise(features, &own);
+    fn ln_energy(&self, features: &Features, own: &[Own]) -> (f64, f64) {
+        let (ln, slopes) = self.linearise(features, own);
         let (x, absent) = self.dense(&slopes);
         (
             ln,
@@ -253,11 +257,15 @@ impl Law {
     /// The run's own parameters; of what is not told of its stack, those that are usual.
     pub(super) fn own(&self, f: &Features) -> Vec<Own> {
         let mut own = self.form.own(f, self.generation);
+        let told = own.len();
         if f.stack.driver.is_none() {
             own.extend(self.usual_driver());
         }
         if f.stack.power.is_none() {
             own.extend(Own::power_limit(self.usual_power.exp()));
+        }
+        for usual in &mut own[told..] {
+            usual.told = false;
         }
         own
     }
@@ -305,10 +313,10 @@ impl Law {
     }
 
     /// Makes room for a run's own levels, forgetting the one unseen longest where full.
-    pub(super) fn admit(&mut self, features: &Features) {
-        for own in self.form.own(features, self.generation) {
+    pub(super) fn admit(&mut self, own: &[Own]) {
+        for own in own.iter().filter(|own| own.told) {
             if self.index(&own.name).is_none() {
-                self.add(own.name, own.belief);
+                self.add(own.name.clone(), own.belief);
             }
         }
         while self

@@ -7,7 +7,8 @@
 //!   nothing blows up however long one configuration repeats.
 //! - CUSUM: where errors keep one sign, the law's level opens up and follows.
 
-use super::features::{Features, Observation};
+use super::features::Observation;
+use super::form::Own;
 use super::linalg::dot;
 use super::predict::Prediction;
 use super::state::Law;
@@ -72,16 +73,17 @@ impl Law {
         if !(LEAST_JOULES..=MOST_JOULES).contains(&per_step) {
             return Outcome::Refused("so little or so much energy a step no GPU uses");
         }
-        let before = self.predict(f);
+        let own = self.own(f);
+        let before = self.predict_with(f, &own);
         let seen = before.runs_of_model > 0;
-        self.admit(f);
+        self.admit(&own);
         self.range.cover(f);
         self.basis = Some(run.basis);
         if let Some(power) = f.stack.power {
             self.usual_power += USUAL * (power.max(0.05).ln() - self.usual_power);
         }
         let y = run.energy.0.ln();
-        let (z, sample) = self.filter(run, y);
+        let (z, sample) = self.filter(run, &own, y);
         let reset = self.watch(z);
         if seen {
             self.score_noise(sample);
@@ -91,7 +93,7 @@ impl Law {
         self.error += weight * (error.min(10.0) - self.error);
         self.observations += 1;
         let observations = self.observations;
-        self.touch(f, observations);
+        self.touch(&own, observations);
         self.settle();
         Outcome::Learnt(Update {
             before,
@@ -103,14 +105,13 @@ impl Law {
 
     /// The Kalman step; gives the standardised error of the prediction, and a sample of the
     /// variance of one run.
-    fn filter(&mut self, run: &Observation, y: f64) -> (f64, f64) {
+    fn filter(&mut self, run: &Observation, own: &[Own], y: f64) -> (f64, f64) {
         let start: Vec<f64> = self.parameters.iter().map(|p| p.mean).collect();
         let mut z = 0.0_f64;
         let mut sample = 0.0;
         let mut last = (Vec::new(), Vec::new(), 1.0);
-        let own = self.own(&run.features);
         for iteration in 0..2 {
-            let (ln, slopes) = self.linearise(&run.features, &own);
+            let (ln, slopes) = self.linearise(&run.features, own);
             let (x, _) = self.dense(&slopes);
             let px = self.covariance.times(&x);
             let spread = dot(&x, &px);
@@ -190,8 +191,8 @@ impl Law {
     }
 
     /// Marks the levels of a run as seen.
-    pub(super) fn touch(&mut self, f: &Features, number: u64) {
-        for own in self.form.own(f, self.generation) {
+    pub(super) fn touch(&mut self, own: &[Own], number: u64) {
+        for own in own.iter().filter(|own| own.told) {
             if let Some(i) = self.index(&own.name) {
                 self.parameters[i].seen = number;
                 self.parameters[i].runs += 1;
