@@ -4,7 +4,7 @@ SHELL := bash
 CARGO ?= cargo
 DATA ?= ../shared/data/energy
 
-.PHONY: help demo test check fmt clippy deny generate generated plane score bench fuzz gpu-check soak install-tools test-tools clean
+.PHONY: help demo test check fmt clippy deny generate generated plane score bench fuzz races gpu-check soak install-tools test-tools clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ score: ## Score the law on the public data of DATA (../shared/data/energy) into 
 bench: install-tools ## Print the figures of docs/benchmarks.md
 	$(CARGO) build --release --workspace
 	$(CARGO) bench -q --bench figures
+
+races: ## Let leaders race in 10,000 simulated stories (RACES=10000); make test runs 1,000
+	JOULEWARD_RACES=$${RACES:-10000} $(CARGO) test --lib -- --nocapture sim::leaders
 
 fuzz: install-tools ## Fuzz what others write, guided by coverage (FUZZ_SECONDS=300); needs a C++ compiler
 	@command -v c++ >/dev/null || { echo "fuzz: a C++ compiler is missing: install g++ or clang"; exit 1; }

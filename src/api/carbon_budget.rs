@@ -2,7 +2,7 @@
 
 use super::{Condition, InvalidSpec};
 use crate::budget::{
-    AtDeadline, Granting, Mode, OnExceed, OnUnknown, Period, Policy, WhenUnavailable,
+    AtDeadline, Fiscal, Granting, Mode, OnExceed, OnUnknown, Period, Policy, WhenUnavailable,
 };
 use crate::carbon::Milligrams;
 use jiff::tz::TimeZone;
@@ -74,6 +74,25 @@ pub struct CarbonBudgetSpec {
     #[serde(default = "ninety")]
     #[schemars(range(min = 50, max = 99))]
     pub charged_percentile: i32,
+    /// Mass of CO2e that one job may be predicted to emit at most, as limit is written; absent
+    /// for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,12}([.][0-9]{1,3})? ?(mg|g|kg|t)$')").message("write a number and mg, g, kg or t, for example 200g"))]
+    #[schemars(length(max = 20))]
+    pub per_job_limit: Option<String>,
+    /// Percent of the limit by which a job may go beyond it that begins while there is room
+    /// left. Default 0.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100))]
+    pub grace_percent: i32,
+    /// Whether what a whole period left is added to the next one's limit, once. Default false.
+    #[serde(default)]
+    pub carry_over: bool,
+    /// Percent of the limit, what is set aside included, from which on the budget's condition
+    /// NearLimit is True. Default 90.
+    #[serde(default = "ninety")]
+    #[schemars(range(min = 1, max = 100))]
+    pub warn_at_percent: i32,
     /// What becomes of a GPU job whose parameters are missing or wrong. Default Warn.
     #[serde(default)]
     pub on_unknown: OnUnknown,
@@ -94,6 +113,8 @@ fn ninety() -> i32 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.type != 'Rolling' || has(self.days)").message("a Rolling period needs its days, for example days: 7"))]
+#[x_kube(validation = Rule::new("!has(self.firstDay) || self.type in ['Month', 'Quarter', 'Year']").message("firstDay is of a Month, Quarter or Year"))]
+#[x_kube(validation = Rule::new("!has(self.firstMonth) || self.type in ['Quarter', 'Year']").message("firstMonth is of a Quarter or Year"))]
 pub struct BudgetPeriod {
     /// Calendar period, or a window of days that ends today. Default Month.
     #[serde(rename = "type", default)]
@@ -106,6 +127,14 @@ pub struct BudgetPeriod {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 366))]
     pub days: Option<i32>,
+    /// Month that the fiscal year begins in, of a Quarter or Year. Default 1, January.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 12))]
+    pub first_month: Option<i32>,
+    /// Day of the month that a Month, Quarter or Year begins on. Default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 28))]
+    pub first_day: Option<i32>,
 }
 
 fn utc() -> String {
@@ -118,6 +147,8 @@ impl Default for BudgetPeriod {
             kind: PeriodKind::default(),
             time_zone: utc(),
             days: None,
+            first_month: None,
+            first_day: None,
         }
     }
 }
@@ -132,6 +163,10 @@ pub enum PeriodKind {
     /// From the first to the first.
     #[default]
     Month,
+    /// Three months, from the fiscal year's first.
+    Quarter,
+    /// Twelve months, from the fiscal year's first.
+    Year,
     /// The last days, today included.
     Rolling,
 }
@@ -147,6 +182,8 @@ pub struct BudgetStatus {
     pub period: PeriodStatus,
     /// Limit in milligrams of CO2e.
     pub limit_milligrams: i64,
+    /// Of that, what the period before left.
+    pub carried_milligrams: i64,
     /// Measured in this period.
     pub consumed_milligrams: i64,
     /// Set aside for jobs granted and not settled.
@@ -227,15 +264,23 @@ impl TryFrom<&CarbonBudgetSpec> for Policy {
     type Error = InvalidSpec;
 
     fn try_from(spec: &CarbonBudgetSpec) -> Result<Self, InvalidSpec> {
-        let limit = spec
-            .limit
-            .parse()
-            .map_err(|error: crate::carbon::MassError| InvalidSpec {
-                field: "spec.limit",
+        let mass = |text: &str, field| {
+            let parsed: Result<Milligrams, crate::carbon::MassError> = text.parse();
+            parsed.map_err(|error| InvalidSpec {
+                field,
                 problem: error.to_string(),
-            })?;
+            })
+        };
+        let limit = mass(&spec.limit, "spec.limit")?;
+        let per_job = spec.per_job_limit.as_deref();
+        let per_job = per_job.map(|text| mass(text, "spec.perJobLimit"));
+        let grace = i128::from(limit.0) * i128::from(spec.grace_percent.clamp(0, 100)) / 100;
         Ok(Self {
             limit,
+            per_job: per_job.transpose()?,
+            grace: Milligrams(i64::try_from(grace).unwrap_or(i64::MAX)),
+            carry_over: spec.carry_over,
+            warn_at: u8::try_from(spec.warn_at_percent.clamp(1, 100)).unwrap_or(90),
             period: period(&spec.period)?,
             mode: spec.mode,
             on_exceed: spec.on_exceed,
@@ -259,7 +304,10 @@ fn period(spec: &BudgetPeriod) -> Result<Period, InvalidSpec> {
     Ok(match spec.kind {
         PeriodKind::Day => Period::Day(zone),
         PeriodKind::Week => Period::Week(zone),
-        PeriodKind::Month => Period::Month(zone),
+        PeriodKind::Month if spec.first_day.is_none_or(|day| day == 1) => Period::Month(zone),
+        PeriodKind::Month => Period::Fiscal(zone, fiscal(spec, 1)),
+        PeriodKind::Quarter => Period::Fiscal(zone, fiscal(spec, 3)),
+        PeriodKind::Year => Period::Fiscal(zone, fiscal(spec, 12)),
         PeriodKind::Rolling => {
             let days = spec
                 .days
@@ -274,6 +322,16 @@ fn period(spec: &BudgetPeriod) -> Result<Period, InvalidSpec> {
             )
         }
     })
+}
+
+fn fiscal(spec: &BudgetPeriod, months: i16) -> Fiscal {
+    let within =
+        |n: Option<i32>, most: i32| i8::try_from(n.unwrap_or(1).clamp(1, most)).unwrap_or(1);
+    Fiscal {
+        months,
+        first_month: within(spec.first_month, 12),
+        first_day: within(spec.first_day, 28),
+    }
 }
 
 #[cfg(test)]

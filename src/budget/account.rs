@@ -5,6 +5,7 @@
 //! twice, so any leader that reads the same objects gets the same figures.
 
 use super::period::Period;
+use super::policy::Policy;
 use crate::carbon::Milligrams;
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -65,7 +66,12 @@ pub struct Granting {
 /// Where a budget stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
+    /// What may be emitted in this period, what was carried over included.
     pub limit: Milligrams,
+    /// Of that, what the period before left.
+    pub carried: Milligrams,
+    /// Beyond the limit, what a job may take that begins while there is room left.
+    pub grace: Milligrams,
     /// Measured in this period.
     pub consumed: Milligrams,
     /// Set aside for jobs granted and not settled.
@@ -80,6 +86,62 @@ impl Totals {
     /// What can still be granted; never below zero.
     pub fn remaining(&self) -> Milligrams {
         (self.limit - self.consumed - self.reserved).or_zero()
+    }
+
+    /// The largest job that may be granted now: what remains, and the grace where anything
+    /// does.
+    pub fn room(&self) -> Milligrams {
+        match self.remaining() {
+            Milligrams(0) => Milligrams(0),
+            remaining => remaining + self.grace,
+        }
+    }
+
+    /// The largest job that may ever be granted in such a period.
+    pub fn most(&self) -> Milligrams {
+        self.limit + self.grace
+    }
+
+    /// True from so many percent of the limit on, what is set aside included.
+    pub fn is_near(&self, percent: u8) -> bool {
+        let used = i128::from((self.consumed + self.reserved).0) * 100;
+        used >= i128::from(self.limit.0) * i128::from(percent)
+    }
+}
+
+impl Policy {
+    /// Adds a ledger up under these terms; `since` is when it was begun.
+    pub fn totals(
+        &self,
+        entries: &[Entry],
+        granting: &[Granting],
+        since: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Totals {
+        let carried = self.carried(entries, since, now);
+        let limit = self.limit + carried;
+        Totals {
+            carried,
+            grace: self.grace,
+            ..totals(limit, &self.period, entries, granting, now)
+        }
+    }
+
+    /// What the period before left of the limit, where that is carried over: once, and of a
+    /// period that was measured as a whole.
+    fn carried(&self, entries: &[Entry], since: Option<Timestamp>, now: Timestamp) -> Milligrams {
+        let Some((first, next)) = self.period.before(now).filter(|_| self.carry_over) else {
+            return Milligrams(0);
+        };
+        if since.is_none_or(|since| since > self.period.begins(first)) {
+            return Milligrams(0);
+        }
+        let mut known: HashSet<&str> = HashSet::new();
+        let entries = entries.iter().filter(|entry| known.insert(&entry.uid));
+        let charges = entries.flat_map(|entry| &entry.charges);
+        let then = charges.filter(|charge| first <= charge.day && charge.day < next);
+        let consumed: Milligrams = then.map(|charge| charge.mass).sum();
+        (self.limit - consumed).or_zero()
     }
 }
 
@@ -216,6 +278,66 @@ mod tests {
             (sum.consumed, sum.reserved),
             (Milligrams(0), Milligrams(60))
         );
+    }
+
+    #[test]
+    fn grace_lets_one_more_job_begin_and_none_once_the_limit_is_reached() {
+        let policy = Policy {
+            grace: Milligrams(50),
+            ..Policy::monthly(Milligrams(100))
+        };
+        let with = |reserved: i64| {
+            let entries = [entry("a", reserved, 0, false)];
+            policy.totals(&entries, &[], None, now())
+        };
+        assert_eq!(
+            (with(90).remaining(), with(90).room()),
+            (Milligrams(10), Milligrams(60))
+        );
+        assert_eq!(
+            (with(100).room(), with(140).room()),
+            (Milligrams(0), Milligrams(0))
+        );
+        assert_eq!(with(0).most(), Milligrams(150));
+        assert!(!with(89).is_near(90) && with(90).is_near(90));
+    }
+
+    #[test]
+    fn what_a_whole_period_left_is_carried_over_once_and_only_where_asked() {
+        let on = |day: &str, mass: i64| Charge {
+            day: day.parse().unwrap(),
+            mass: Milligrams(mass),
+        };
+        let old = Entry {
+            uid: "a".into(),
+            reserved: Milligrams(0),
+            charges: vec![
+                on("2026-09-30", 70),
+                on("2026-10-02", 30),
+                on("2026-11-01", 5),
+            ],
+            settled: true,
+        };
+        let carrying = |carry_over, since: &str| {
+            let policy = Policy {
+                carry_over,
+                ..Policy::monthly(Milligrams(100))
+            };
+            let entries = [old.clone(), old.clone()];
+            policy.totals(&entries, &[], since.parse().ok(), now())
+        };
+        let sum = carrying(true, "2026-09-01T00:00:00Z");
+        assert_eq!((sum.carried, sum.limit), (Milligrams(70), Milligrams(170)));
+        assert_eq!(
+            (sum.consumed, sum.remaining()),
+            (Milligrams(5), Milligrams(165))
+        );
+        assert_eq!(
+            carrying(false, "2026-09-01T00:00:00Z").limit,
+            Milligrams(100)
+        );
+        let half = carrying(true, "2026-10-15T00:00:00Z");
+        assert_eq!(half.carried, Milligrams(0), "half a month was not measured");
     }
 
     proptest! {

@@ -15,7 +15,7 @@ mod verdict;
 pub use account::{Charge, Entry, Granting, Totals, totals};
 pub use alternatives::{Alternative, alternatives};
 pub use estimate::{Estimate, EstimateError, Oracle, Request, Site};
-pub use period::{Period, Span};
+pub use period::{Fiscal, Period, Span};
 pub use plan::{Budget, Candidate, Grant, Plan, Refusal, plan};
 pub use policy::{AtDeadline, Mode, OnExceed, OnUnknown, Policy, WhenUnavailable};
 pub use verdict::{Decision, Need, Reason, Verdict, decide};

@@ -10,8 +10,40 @@ pub enum Period {
     Day(TimeZone),
     Week(TimeZone),
     Month(TimeZone),
+    /// Months, quarters or years that begin where a fiscal year does.
+    Fiscal(TimeZone, Fiscal),
     /// The last n days, today included.
     Rolling(TimeZone, u16),
+}
+
+/// A stretch of whole months, counted from a day of the year.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fiscal {
+    /// 1, 3 or 12.
+    pub months: i16,
+    /// Month that the fiscal year begins in, 1 to 12.
+    pub first_month: i8,
+    /// Day of the month that each stretch begins on, 1 to 28.
+    pub first_day: i8,
+}
+
+impl Fiscal {
+    /// The first day of the stretch that a day is in, and of the next.
+    fn days(self, today: Date) -> (Date, Date) {
+        let months = i32::from(self.months.max(1));
+        let begun = i32::from(today.day() >= self.first_day);
+        let month = i32::from(today.year()) * 12 + i32::from(today.month()) - 2 + begun;
+        let into = (month - i32::from(self.first_month) + 1).rem_euclid(months);
+        let first = month - into;
+        (self.day(first), self.day(first + months))
+    }
+
+    /// The day that a stretch begins on, by months since the year 0.
+    fn day(self, month: i32) -> Date {
+        let year = i16::try_from(month.div_euclid(12)).unwrap_or(i16::MAX);
+        let of_year = i8::try_from(month.rem_euclid(12) + 1).unwrap_or(1);
+        Date::new(year, of_year, self.first_day).unwrap_or(Date::MAX)
+    }
 }
 
 /// The period that a moment is in.
@@ -38,6 +70,8 @@ impl Period {
                 format!("{}-W{:02}", iso.year(), iso.week())
             }
             Self::Month(_) => today.strftime("%Y-%m").to_string(),
+            // An interval of ISO 8601.
+            Self::Fiscal(_, fiscal) => format!("{first}/P{}M", fiscal.months),
             Self::Rolling(_, days) => format!("{days}d-to-{today}"),
         };
         Span {
@@ -62,6 +96,7 @@ impl Period {
                 (monday, shift(monday, 7))
             }
             Self::Month(_) => (today.first_of_month(), shift(today.last_of_month(), 1)),
+            Self::Fiscal(_, fiscal) => fiscal.days(today),
             Self::Rolling(_, days) => {
                 let first = shift(today, 1 - i64::from(*days));
                 (first, shift(today, 1))
@@ -81,9 +116,28 @@ impl Period {
         first <= day && day < next
     }
 
+    /// The days of the calendar period before the one at `now`, the first and the one after
+    /// the last; a rolling window has none before it.
+    pub fn before(&self, now: Timestamp) -> Option<(Date, Date)> {
+        if matches!(self, Self::Rolling(..)) {
+            return None;
+        }
+        let (first, _) = self.days(self.day(now));
+        Some(self.days(shift(first, -1)))
+    }
+
+    /// When a day begins.
+    pub fn begins(&self, day: Date) -> Timestamp {
+        self.midnight(day)
+    }
+
     fn zone(&self) -> &TimeZone {
         match self {
-            Self::Day(zone) | Self::Week(zone) | Self::Month(zone) | Self::Rolling(zone, _) => zone,
+            Self::Day(zone)
+            | Self::Week(zone)
+            | Self::Month(zone)
+            | Self::Fiscal(zone, _)
+            | Self::Rolling(zone, _) => zone,
         }
     }
 
@@ -141,6 +195,51 @@ mod tests {
         assert_eq!(hours("2026-10-25T12:00:00Z"), 25);
     }
 
+    fn fiscal(months: i16, first_month: i8, first_day: i8) -> Period {
+        let fiscal = Fiscal {
+            months,
+            first_month,
+            first_day,
+        };
+        Period::Fiscal(berlin(), fiscal)
+    }
+
+    #[test]
+    fn fiscal_years_quarters_and_months_begin_where_they_are_said_to() {
+        let day = |period: &Period, text: &str| {
+            let span = period.at(at(text));
+            (
+                span.id,
+                period.day(span.start).to_string(),
+                period.day(span.end).to_string(),
+            )
+        };
+        let of = |id: &str, first: &str, next: &str| (id.into(), first.into(), next.into());
+        let year = fiscal(12, 4, 6);
+        assert_eq!(
+            day(&year, "2026-04-05T12:00:00Z"),
+            of("2025-04-06/P12M", "2025-04-06", "2026-04-06")
+        );
+        assert_eq!(
+            day(&year, "2026-04-05T22:30:00Z"),
+            of("2026-04-06/P12M", "2026-04-06", "2027-04-06")
+        );
+        let quarter = fiscal(3, 2, 1);
+        assert_eq!(
+            day(&quarter, "2026-01-15T12:00:00Z"),
+            of("2025-11-01/P3M", "2025-11-01", "2026-02-01")
+        );
+        let month = fiscal(1, 1, 15);
+        assert_eq!(
+            day(&month, "2026-01-14T12:00:00Z"),
+            of("2025-12-15/P1M", "2025-12-15", "2026-01-15")
+        );
+        assert_eq!(
+            month.before(at("2026-01-20T12:00:00Z")),
+            Some(("2025-12-15".parse().unwrap(), "2026-01-15".parse().unwrap()))
+        );
+    }
+
     #[test]
     fn a_rolling_window_forgets_its_oldest_day() {
         let period = Period::Rolling(TimeZone::UTC, 7);
@@ -166,7 +265,10 @@ mod tests {
         #[test]
         fn every_moment_lies_in_its_period_and_names_it_alike(second in 0_i64..4_000_000_000) {
             let now = Timestamp::from_second(second).unwrap();
-            for period in [Period::Day(berlin()), Period::Week(berlin()), Period::Month(berlin())] {
+            for period in [
+                Period::Day(berlin()), Period::Week(berlin()), Period::Month(berlin()),
+                fiscal(1, 1, 28), fiscal(3, 2, 1), fiscal(12, 4, 6),
+            ] {
                 let span = period.at(now);
                 proptest::prop_assert!(span.start <= now && now < span.end);
                 proptest::prop_assert_eq!(&period.at(span.start).id, &span.id);

@@ -109,10 +109,8 @@ fn settle(plan: &mut Plan, budgets: &mut [Budget], candidate: &Candidate, verdic
 
 #[cfg(test)]
 mod tests {
-    use super::super::period::Period;
-    use super::super::policy::{AtDeadline, Mode, OnExceed, OnUnknown, WhenUnavailable};
+    use super::super::policy::{AtDeadline, Mode, OnExceed, OnUnknown};
     use super::*;
-    use jiff::tz::TimeZone;
     use proptest::prelude::*;
 
     fn now() -> Timestamp {
@@ -121,15 +119,11 @@ mod tests {
 
     fn budget(name: &str, limit: i64, on_exceed: OnExceed, at_deadline: AtDeadline) -> Budget {
         let policy = Policy {
-            limit: Milligrams(limit),
-            period: Period::Month(TimeZone::UTC),
             mode: Mode::Enforce,
             on_exceed,
             longest_delay: SignedDuration::from_hours(1),
             at_deadline,
-            quantile: 0.9,
-            on_unknown: OnUnknown::Warn,
-            when_unavailable: WhenUnavailable::Admit,
+            ..Policy::monthly(Milligrams(limit))
         };
         Budget {
             name: name.into(),

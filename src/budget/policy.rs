@@ -73,6 +73,35 @@ pub struct Policy {
     pub at_deadline: AtDeadline,
     /// The quantile of the prediction that is reserved, 0 < p < 1.
     pub quantile: f64,
+    /// What one job may be predicted to emit at most.
+    pub per_job: Option<Milligrams>,
+    /// Beyond the limit, what a job may take that begins while there is room left.
+    pub grace: Milligrams,
+    /// Whether what the period before left is added to the limit.
+    pub carry_over: bool,
+    /// Percent of the limit from which on it is said to be near.
+    pub warn_at: u8,
     pub on_unknown: OnUnknown,
     pub when_unavailable: WhenUnavailable,
+}
+
+impl Policy {
+    /// A monthly limit with the defaults of everything else.
+    pub fn monthly(limit: Milligrams) -> Self {
+        Self {
+            limit,
+            period: Period::Month(jiff::tz::TimeZone::UTC),
+            mode: Mode::default(),
+            on_exceed: OnExceed::default(),
+            longest_delay: SignedDuration::from_hours(24),
+            at_deadline: AtDeadline::default(),
+            quantile: 0.9,
+            per_job: None,
+            grace: Milligrams(0),
+            carry_over: false,
+            warn_at: 90,
+            on_unknown: OnUnknown::default(),
+            when_unavailable: WhenUnavailable::default(),
+        }
+    }
 }

@@ -35,6 +35,8 @@ pub enum Reason {
     BudgetExceeded,
     /// Would not fit an empty period.
     ExceedsPeriodLimit,
+    /// More than one job may emit.
+    ExceedsJobLimit,
     MissingParameters,
     DeadlineReached,
 }
@@ -46,6 +48,7 @@ impl Reason {
             Self::WaitingForBudget => "WaitingForBudget",
             Self::BudgetExceeded => "BudgetExceeded",
             Self::ExceedsPeriodLimit => "ExceedsPeriodLimit",
+            Self::ExceedsJobLimit => "ExceedsJobLimit",
             Self::MissingParameters => "MissingParameters",
             Self::DeadlineReached => "DeadlineReached",
         }
@@ -61,6 +64,10 @@ pub struct Verdict {
     pub reason: Reason,
     pub need: Need,
     pub left: Milligrams,
+    /// The largest job that would be let in now.
+    pub room: Milligrams,
+    /// What one job may emit at most.
+    pub per_job: Option<Milligrams>,
     pub limit: Milligrams,
     pub until: Timestamp,
     pub quantile: f64,
@@ -75,16 +82,20 @@ pub fn decide(
     waited: SignedDuration,
     now: Timestamp,
 ) -> Verdict {
-    let left = totals.remaining();
+    let (left, room) = (totals.remaining(), totals.room());
     let over = match &need {
-        Need::Known(mass) => *mass > left,
-        Need::Unknown(_) => left <= Milligrams(0),
+        Need::Known(mass) => *mass > room,
+        Need::Unknown(_) => room <= Milligrams(0),
     };
+    let most = totals.most().max(policy.limit);
     let (decision, reason) = match &need {
         Need::Unknown(_) if policy.on_unknown == OnUnknown::Reject => {
             (Decision::Reject, Reason::MissingParameters)
         }
-        Need::Known(mass) if *mass > policy.limit => (Decision::Reject, Reason::ExceedsPeriodLimit),
+        Need::Known(mass) if policy.per_job.is_some_and(|most| *mass > most) => {
+            (Decision::Reject, Reason::ExceedsJobLimit)
+        }
+        Need::Known(mass) if *mass > most => (Decision::Reject, Reason::ExceedsPeriodLimit),
         _ if !over => (Decision::Admit, Reason::Fits),
         _ if policy.on_exceed == OnExceed::Reject => (Decision::Reject, Reason::BudgetExceeded),
         _ if waited < policy.longest_delay => (Decision::Hold, Reason::WaitingForBudget),
@@ -97,7 +108,9 @@ pub fn decide(
         reason,
         need,
         left,
-        limit: policy.limit,
+        room: policy.per_job.map_or(room, |most| most.min(room)),
+        per_job: policy.per_job,
+        limit: policy.limit + totals.carried,
         until: policy.period.end(now),
         quantile: policy.quantile,
     }
@@ -111,6 +124,13 @@ impl Verdict {
         let needs = match &self.need {
             Need::Known(mass) => format!("needs {mass} CO2e (p{:.0})", self.quantile * 100.0),
             Need::Unknown(why) => format!("cannot be predicted ({why})"),
+        };
+        let needs = match self
+            .per_job
+            .filter(|_| self.reason == Reason::ExceedsJobLimit)
+        {
+            Some(most) => format!("{needs}, one job may emit {most}"),
+            None => needs,
         };
         let _ = write!(
             text,
@@ -134,6 +154,7 @@ impl Verdict {
             (Need::Unknown(_), Reason::MissingParameters) => {
                 return "Set the annotations named".to_owned();
             }
+            (_, Reason::ExceedsJobLimit) => {}
             (Need::Known(mass), _) if *mass <= self.limit => {
                 options.push(format!("start after {}", day(self.until)));
             }

@@ -3,7 +3,7 @@
 use super::context::{Context, Failure};
 use super::ledger::Ledger;
 use crate::api::{BudgetStatus, CarbonBudget, GrantInFlight, PeriodStatus, set_condition};
-use crate::budget::{Granting, Totals, totals};
+use crate::budget::{Granting, Totals};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
@@ -41,13 +41,9 @@ pub(super) fn status_of(
         }
     };
     let flying: Vec<Granting> = granting.iter().map(Granting::from).collect();
-    let sum = totals(
-        terms.limit,
-        &terms.period,
-        &ledger.entries(&budget.name_any()),
-        &flying,
-        now,
-    );
+    let entries = ledger.entries(&budget.name_any());
+    let since = budget.measured_since();
+    let sum = terms.totals(&entries, &flying, since, now);
     let span = terms.period.at(now);
     status.period = PeriodStatus {
         id: span.id,
@@ -57,7 +53,7 @@ pub(super) fn status_of(
     figures(&mut status, &sum);
     status.granting = granting.to_vec();
     let spent = sum.consumed >= sum.limit;
-    let near = sum.remaining().0 < sum.limit.0 / 10;
+    let near = sum.is_near(terms.warn_at);
     let conditions = &mut status.conditions;
     set_condition(
         conditions,
@@ -86,6 +82,7 @@ pub(super) fn status_of(
 
 fn figures(status: &mut BudgetStatus, sum: &Totals) {
     status.limit_milligrams = sum.limit.0;
+    status.carried_milligrams = sum.carried.0;
     status.consumed_milligrams = sum.consumed.0;
     status.reserved_milligrams = sum.reserved.0;
     status.remaining_milligrams = sum.remaining().0;

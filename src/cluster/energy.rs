@@ -39,6 +39,16 @@ pub(super) enum ScrapeError {
 }
 
 impl Pages {
+    /// Pages that were read at `at` (µs, monotonic).
+    #[cfg(test)]
+    pub(super) fn read(pages: impl IntoIterator<Item = LedgerPage>, at: u64) -> Self {
+        let pages = pages.into_iter();
+        let pages = pages.map(|page| (page.node.clone(), (Arc::new(page), at)));
+        Self {
+            pages: pages.collect(),
+        }
+    }
+
     /// Asks all exporters at once; returns the nodes whose exporter failed.
     pub(super) async fn refresh(
         &mut self,

@@ -5,6 +5,7 @@ use super::context::{Context, Failure, carry_on};
 use super::energy::Pages;
 use super::lawbook::LawBook;
 use super::learning;
+use super::ledger::listed_elsewhere;
 use super::memory::Memory;
 use super::objects::{Kind, Progress, Work};
 use super::tracking::{Seen, Told, follow};
@@ -89,11 +90,9 @@ impl<'a> Round<'a> {
         let status = reservation.status.as_ref();
         let known = status.into_iter().flat_map(|s| &s.pods).map(|p| &p.uid);
         let children = self.children.get(&of).into_iter().flatten();
-        let mut pods: BTreeSet<String> = children
-            .chain(known)
-            .filter(|pod| !own.contains(*pod))
-            .cloned()
-            .collect();
+        let children = children.filter(|pod| !own.contains(*pod));
+        // What it lists it keeps, whatever another leader made of it meanwhile.
+        let mut pods: BTreeSet<String> = children.chain(known).cloned().collect();
         if workload.kind == Kind::Pod.as_str() {
             pods.insert(workload.uid.clone());
         }
@@ -185,6 +184,7 @@ pub(super) async fn track(
         .iter()
         .map(|r| r.spec.workload.uid.clone())
         .collect();
+    let listed = listed_elsewhere(reservations.iter().map(AsRef::as_ref));
     let days = days(budgets, round.now);
     let measured = budgets.iter().filter_map(|b| b.measured_since()).min();
     for reservation in reservations.iter().filter(|r| !r.is_settled()) {
@@ -222,6 +222,17 @@ pub(super) async fn track(
                 .iter()
                 .filter_map(|pod| Some((pod.clone(), *round.images.get(pod)?)))
                 .collect(),
+        };
+        let seen = if listed.contains(uid.as_str()) {
+            // Its job's record has it: here is nothing to charge.
+            Seen {
+                pods: Vec::new(),
+                ended: true,
+                told: Told::All,
+                ..seen
+            }
+        } else {
+            seen
         };
         let status = follow(reservation, &seen, &round.now.to_string());
         let written = memory.written.get(uid);

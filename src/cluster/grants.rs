@@ -56,7 +56,7 @@ pub(super) fn decide_on(
     oracle: &Oracle,
     now: Timestamp,
 ) -> Plan {
-    let budgets: Vec<_> = terms.iter().map(Terms::budget).collect();
+    let mut budgets: Vec<_> = terms.iter().map(Terms::budget).collect();
     let needs = |work: &Work| -> Vec<Need> {
         let forecast = forecast(work, oracle);
         terms
@@ -73,22 +73,26 @@ pub(super) fn decide_on(
             needs: needs(work),
         })
         .collect();
-    let mut plan = plan(namespace, &budgets, &candidates, now);
+    // What runs already has taken its room before anybody is asked.
+    let mut adopted = Vec::new();
     for work in &question.running {
-        let masses = terms
-            .iter()
-            .zip(needs(work))
-            .map(|(terms, need)| match need {
-                Need::Known(mass) => (terms.name.clone(), mass),
-                Need::Unknown(_) => (terms.name.clone(), Milligrams(0)),
-            })
-            .collect();
-        plan.grants.push(Grant {
+        let mut masses = Vec::new();
+        for (budget, need) in budgets.iter_mut().zip(needs(work)) {
+            let mass = match need {
+                Need::Known(mass) => mass,
+                Need::Unknown(_) => Milligrams(0),
+            };
+            budget.totals.reserved += mass;
+            masses.push((budget.name.clone(), mass));
+        }
+        adopted.push(Grant {
             uid: work.uid.clone(),
             masses,
             reason: Reason::Fits,
         });
     }
+    let mut plan = plan(namespace, &budgets, &candidates, now);
+    plan.grants.splice(0..0, adopted);
     plan.grants.truncate(IN_FLIGHT);
     plan
 }
@@ -110,7 +114,10 @@ pub(super) async fn commit(
         return Ok(Committed::default());
     }
     let flying = ledger.flying();
-    let open = |work: &&&Work| !ledger.has(&work.uid) && !flying.contains_key(&work.uid);
+    let open = |work: &&&Work| {
+        let known = ledger.has(&work.uid) || flying.contains_key(&work.uid);
+        !known && !ledger.lists(&work.uid)
+    };
     let question = Question {
         held: question.held.iter().filter(open).copied().collect(),
         running: question.running.iter().filter(open).copied().collect(),

@@ -4,7 +4,7 @@
 use super::context::{Context, Failure};
 use super::verdicts::Terms;
 use crate::api::{CarbonBudget, CarbonReservation, GrantInFlight};
-use crate::budget::{Entry, Granting, totals};
+use crate::budget::{Entry, Granting};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -39,10 +39,17 @@ impl Ledger {
     }
 
     pub(super) fn entries(&self, budget: &str) -> Vec<Entry> {
+        let listed = listed_elsewhere(&self.reservations);
         self.reservations
             .iter()
+            .filter(|r| !listed.contains(r.spec.workload.uid.as_str()))
             .filter_map(|r| r.entry(budget))
             .collect()
+    }
+
+    /// True where a job's record lists a pod: it is charged there.
+    pub(super) fn lists(&self, pod: &str) -> bool {
+        listed_elsewhere(&self.reservations).contains(pod)
     }
 
     /// Grants of a budget that have no reservation yet.
@@ -96,12 +103,27 @@ impl Ledger {
                 let granting: Vec<Granting> =
                     self.in_flight(budget).iter().map(Granting::from).collect();
                 let entries = self.entries(&terms.name);
-                let policy = &terms.policy;
-                let totals = totals(policy.limit, &policy.period, &entries, &granting, now);
+                let since = budget.measured_since();
+                let totals = terms.policy.totals(&entries, &granting, since, now);
                 Some(Terms { totals, ..terms })
             })
             .collect()
     }
+}
+
+/// Pods that another record than their own lists. A leader that did not know of the one may
+/// have made the other; what a pod burns counts once, where it was listed by its job.
+pub(super) fn listed_elsewhere<'a>(
+    reservations: impl IntoIterator<Item = &'a CarbonReservation>,
+) -> HashSet<&'a str> {
+    let mut listed = HashSet::new();
+    for reservation in reservations {
+        let own = &reservation.spec.workload.uid;
+        let pods = reservation.status.iter().flat_map(|status| &status.pods);
+        let others = pods.map(|pod| pod.uid.as_str()).filter(|pod| pod != own);
+        listed.extend(others);
+    }
+    listed
 }
 
 #[cfg(test)]

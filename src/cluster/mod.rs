@@ -26,6 +26,8 @@ mod refusals;
 mod review;
 mod reviewer;
 mod secrets;
+#[cfg(test)]
+mod sim;
 mod stores;
 mod tracking;
 mod upkeep;

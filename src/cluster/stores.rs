@@ -60,6 +60,16 @@ impl<V> Cache<V> {
             .collect()
     }
 
+    /// What a watch would do with one object.
+    #[cfg(test)]
+    pub(super) fn put(&self, key: &str, value: Option<V>) {
+        let mut map = self.map.write().unwrap();
+        match value {
+            Some(value) => map.insert(key.to_owned(), Arc::new(value)),
+            None => map.remove(key),
+        };
+    }
+
     pub(super) fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire)
     }

@@ -26,8 +26,11 @@ impl Terms {
     pub(super) fn of(budget: &CarbonBudget) -> Option<Self> {
         let policy = Policy::try_from(&budget.spec).ok()?;
         let status = budget.status.clone().unwrap_or_default();
+        let carried = Milligrams(status.carried_milligrams);
         let totals = Totals {
-            limit: policy.limit,
+            limit: policy.limit + carried,
+            carried,
+            grace: policy.grace,
             consumed: Milligrams(status.consumed_milligrams),
             reserved: Milligrams(status.reserved_milligrams),
             ..Totals::default()
@@ -156,7 +159,7 @@ pub(super) fn explain(verdict: &Verdict, forecast: &Forecast, oracle: &Oracle) -
     let estimate = forecast.estimate(oracle, verdict.quantile).ok();
     let fits: Vec<Alternative> = match (&forecast.request, verdict.decision) {
         (Some(request), Decision::Hold | Decision::Reject) => {
-            alternatives(oracle, request, verdict.quantile, verdict.left)
+            alternatives(oracle, request, verdict.quantile, verdict.room)
         }
         _ => Vec::new(),
     };

@@ -31,6 +31,7 @@ mod sharing;
 mod shown;
 mod soak;
 mod support;
+mod terms;
 mod the_loop;
 mod trouble;
 mod trust;
