@@ -130,6 +130,7 @@ metrics! { CONTROLLER_METRICS:
     HELD_JOBS = Gauge "held_jobs" None, "namespace", "Jobs and pods that wait for a budget";
     HELD_AGE = Gauge "held_jobs_oldest_age" SECONDS, "namespace", "For how long the longest held job has waited";
     GRANTS = Counter "grants" None, "namespace, reason", "Jobs released, by reason";
+    OVERRUNS = Counter "overruns" None, "namespace, action", "Running jobs that burned beyond what was set aside, by what was done: suspended, deleted, told";
     REFUSALS = Counter "refusals" None, "namespace, reason", "Held jobs refused, by reason";
     LAW_ERROR = Gauge "law_error" RATIO, "gpu, form", "Running mean of |predicted - measured| / measured";
     LAW_OBSERVATIONS = Gauge "law_observations" None, "gpu, form", "Jobs the law has learnt from";

@@ -2,7 +2,8 @@
 
 use super::{Condition, InvalidSpec};
 use crate::budget::{
-    AtDeadline, Fiscal, Granting, Mode, OnExceed, OnUnknown, Period, Policy, WhenUnavailable,
+    AtDeadline, Fiscal, Granting, Mode, OnExceed, OnOverrun, OnUnknown, Period, Policy,
+    WhenUnavailable,
 };
 use crate::carbon::Milligrams;
 use jiff::tz::TimeZone;
@@ -93,6 +94,15 @@ pub struct CarbonBudgetSpec {
     #[serde(default = "ninety")]
     #[schemars(range(min = 1, max = 100))]
     pub warn_at_percent: i32,
+    /// What becomes of a running job that has burned more than was set aside for it, under
+    /// Enforce. Default Allow.
+    #[serde(default)]
+    pub on_overrun: OnOverrun,
+    /// Percent beyond what was set aside that a job may burn before onOverrun is done.
+    /// Default 20.
+    #[serde(default = "twenty")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub overrun_tolerance_percent: i32,
     /// What becomes of a GPU job whose parameters are missing or wrong. Default Warn.
     #[serde(default)]
     pub on_unknown: OnUnknown,
@@ -103,6 +113,10 @@ pub struct CarbonBudgetSpec {
 
 fn one_day() -> i64 {
     86_400
+}
+
+fn twenty() -> i32 {
+    20
 }
 
 fn ninety() -> i32 {
@@ -280,6 +294,9 @@ impl TryFrom<&CarbonBudgetSpec> for Policy {
             per_job: per_job.transpose()?,
             grace: Milligrams(i64::try_from(grace).unwrap_or(i64::MAX)),
             carry_over: spec.carry_over,
+            on_overrun: spec.on_overrun,
+            overrun_tolerance: u16::try_from(spec.overrun_tolerance_percent.clamp(0, 1000))
+                .unwrap_or(20),
             warn_at: u8::try_from(spec.warn_at_percent.clamp(1, 100)).unwrap_or(90),
             period: period(&spec.period)?,
             mode: spec.mode,

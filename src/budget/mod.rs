@@ -17,5 +17,5 @@ pub use alternatives::{Alternative, alternatives};
 pub use estimate::{Estimate, EstimateError, Oracle, Request, Site};
 pub use period::{Fiscal, Period, Span};
 pub use plan::{Budget, Candidate, Grant, Plan, Refusal, plan};
-pub use policy::{AtDeadline, Mode, OnExceed, OnUnknown, Policy, WhenUnavailable};
+pub use policy::{AtDeadline, Mode, OnExceed, OnOverrun, OnUnknown, Policy, WhenUnavailable};
 pub use verdict::{Decision, Need, Reason, Verdict, decide};

@@ -40,6 +40,20 @@ pub enum AtDeadline {
     Run,
 }
 
+/// What becomes of a running job that has burned more than was set aside for it.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema,
+)]
+pub enum OnOverrun {
+    /// It runs on and is charged; the budget grants the less.
+    #[default]
+    Allow,
+    /// A Job is suspended, which ends its pods; a bare Pod is only told of.
+    Suspend,
+    /// It is deleted.
+    Delete,
+}
+
 /// What becomes of a GPU job whose parameters are missing or wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub enum OnUnknown {
@@ -81,6 +95,9 @@ pub struct Policy {
     pub carry_over: bool,
     /// Percent of the limit from which on it is said to be near.
     pub warn_at: u8,
+    pub on_overrun: OnOverrun,
+    /// Percent beyond what was set aside that a job may burn before that is done.
+    pub overrun_tolerance: u16,
     pub on_unknown: OnUnknown,
     pub when_unavailable: WhenUnavailable,
 }
@@ -100,6 +117,8 @@ impl Policy {
             grace: Milligrams(0),
             carry_over: false,
             warn_at: 90,
+            on_overrun: OnOverrun::default(),
+            overrun_tolerance: 20,
             on_unknown: OnUnknown::default(),
             when_unavailable: WhenUnavailable::default(),
         }

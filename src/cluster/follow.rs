@@ -8,7 +8,9 @@ use super::learning;
 use super::ledger::listed_elsewhere;
 use super::memory::Memory;
 use super::objects::{Kind, Progress, Work};
+use super::overrun::{act, wish};
 use super::tracking::{Seen, Told, follow};
+use super::verdicts::Terms;
 use crate::api::{CarbonBudget, CarbonReservation, ReservationStatus};
 use crate::budget::Policy;
 use crate::contract as c;
@@ -185,6 +187,10 @@ pub(super) async fn track(
         .map(|r| r.spec.workload.uid.clone())
         .collect();
     let listed = listed_elsewhere(reservations.iter().map(AsRef::as_ref));
+    let terms: Vec<Terms> = budgets
+        .iter()
+        .filter_map(|budget| Terms::of(budget))
+        .collect();
     let days = days(budgets, round.now);
     let measured = budgets.iter().filter_map(|b| b.measured_since()).min();
     for reservation in reservations.iter().filter(|r| !r.is_settled()) {
@@ -235,16 +241,24 @@ pub(super) async fn track(
             seen
         };
         let status = follow(reservation, &seen, &round.now.to_string());
+        let runs = work.filter(|work| !ended && !work.held && !work.author_suspended);
+        let wish = runs.and_then(|work| Some((work, wish(reservation, &status, &terms)?)));
         let written = memory.written.get(uid);
         let due = written.is_none_or(|at| round.micros.saturating_sub(*at) >= WRITE_EVERY_US);
-        if status == before || !(status.settled || due) {
-            continue;
-        }
-        let result = write(context, &mut memory.laws, reservation, status, work, &seen).await;
-        if result.is_ok() {
+        if status != before && (status.settled || due || wish.is_some()) {
+            let laws = &mut memory.laws;
+            let result = write(context, laws, reservation, status, work, &seen).await;
+            if result.is_err() {
+                carry_on(&reservation.name_any(), result)?;
+                continue;
+            }
             memory.written.insert(uid.clone(), round.micros);
         }
-        carry_on(&reservation.name_any(), result)?;
+        // What it is stopped for is in its record by now.
+        if let Some((work, wish)) = wish {
+            let done = act(context, memory, work, budgets, &wish).await;
+            carry_on(&work.name, done)?;
+        }
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ mod ledger_tls;
 mod lift;
 mod memory;
 mod objects;
+mod overrun;
 mod pki;
 mod records;
 mod refusals;

@@ -53,6 +53,21 @@ fn asked(work: &Work, budgets: &[Arc<CarbonBudget>]) -> String {
     format!("{hash:016x}")
 }
 
+/// The stamp of a refusal, as the annotation's value.
+pub(super) fn stamp(
+    work: &Work,
+    budgets: &[Arc<CarbonBudget>],
+    reason: &str,
+    message: &str,
+) -> String {
+    let stamp = Refused {
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        asked: asked(work, budgets),
+    };
+    serde_json::to_string(&stamp).unwrap_or_default()
+}
+
 /// Says once why a job waits.
 pub(super) async fn tell_waiting(
     context: &Context,
@@ -106,12 +121,7 @@ pub(super) async fn refuse(
     context.check_leading()?;
     let message = words(context, work, verdict);
     let reason = verdict.reason.as_str();
-    let stamp = Refused {
-        reason: reason.to_owned(),
-        message: message.clone(),
-        asked: asked(work, budgets),
-    };
-    let value = serde_json::to_string(&stamp).unwrap_or_default();
+    let value = stamp(work, budgets, reason, &message);
     let resource = match work.kind {
         Kind::Job => ApiResource::erase::<Job>(&()),
         Kind::Pod => ApiResource::erase::<Pod>(&()),
@@ -159,7 +169,13 @@ async fn condition(
     Ok(())
 }
 
-async fn event(context: &Context, work: &Work, kind: EventType, reason: &str, message: &str) {
+pub(super) async fn event(
+    context: &Context,
+    work: &Work,
+    kind: EventType,
+    reason: &str,
+    message: &str,
+) {
     let reporter = Reporter {
         controller: "jouleward-controller".to_owned(),
         instance: Some(context.settings.identity.clone()),

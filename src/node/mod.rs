@@ -34,5 +34,5 @@ mod sampler;
 mod shared;
 mod source;
 
-pub use ledger::{GpuEnergy, LedgerPage, PodEnergy};
+pub use ledger::{LedgerPage, PodEnergy};
 pub use replay::{Part, Replay};

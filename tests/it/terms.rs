@@ -196,3 +196,89 @@ fn a_fiscal_year_begins_where_it_is_said_to_and_periods_that_make_no_sense_are_r
         Ok(())
     });
 }
+
+#[test]
+fn a_job_that_burns_beyond_what_was_set_aside_is_suspended_or_deleted_as_its_budget_says() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        for (namespace, wish) in [("overrun-suspend", "Suspend"), ("overrun-delete", "Delete")] {
+            jobs::namespace(client, namespace).await?;
+            let spec = json!({ "limit": "10kg", "mode": "Enforce", "onOverrun": wish });
+            jobs::budget(client, namespace, "images", spec).await?;
+        }
+        // It says two images, and makes forty.
+        let mut job = Generate::SMALL.job("says-two");
+        job["spec"]["template"]["metadata"]["annotations"]["simnode/makes"] = json!("40");
+        let suspended = jobs::create_job(client, "overrun-suspend", &job).await?;
+        let deleted = jobs::create_job(client, "overrun-delete", &job).await?;
+        let uid =
+            |job: &k8s_openapi::api::batch::v1::Job| job.metadata.uid.clone().unwrap_or_default();
+
+        let of = jobs::jobs(client, "overrun-suspend");
+        let job = eventually("it is suspended", Duration::from_mins(1), || async {
+            let job = of.get("says-two").await?;
+            let stamped = job
+                .metadata
+                .annotations
+                .as_ref()
+                .and_then(|a| a.get("jouleward.dev/refused"));
+            let stamped = stamped.is_some_and(|stamp| stamp.contains("\"Overrun\""));
+            Ok((stamped && jobs::is_suspended(&job)).then_some(job))
+        })
+        .await?;
+        let stamp = &job.metadata.annotations.unwrap_or_default()["jouleward.dev/refused"];
+        ensure!(
+            stamp.contains("set aside") && stamp.contains("20 % over"),
+            "{stamp}"
+        );
+        let record = jobs::reservation_of(client, "overrun-suspend", &uid(&suspended)).await?;
+        let record = record.context("its record")?;
+        let charged = record.data["status"]["chargedMilligrams"]
+            .as_i64()
+            .unwrap_or(0);
+        let reserved = record.data["spec"]["reservedMilligrams"]
+            .as_i64()
+            .unwrap_or(0);
+        ensure!(charged * 10 > reserved * 12, "{charged} of {reserved} mg");
+
+        let record = jobs::settled(client, "overrun-delete", &uid(&deleted)).await?;
+        ensure!(
+            jobs::jobs(client, "overrun-delete")
+                .get_opt("says-two")
+                .await?
+                .is_none()
+        );
+        let refund = record.data["status"]["refundMilligrams"]
+            .as_i64()
+            .unwrap_or(0);
+        ensure!(
+            refund < 0,
+            "it burned more than was set aside: {}",
+            record.data["status"]
+        );
+        eventually("the overrun is shown", SOON, || async {
+            let budget = jobs::budgets(client, "overrun-delete")
+                .get("images")
+                .await?;
+            Ok(
+                (budget.data["status"]["overrunMilligrams"].as_i64() == Some(-refund))
+                    .then_some(()),
+            )
+        })
+        .await?;
+        let controller = format!("{}:9403", shared.stack.address(10));
+        let (_, text) = harness::stack::get(&controller, "/metrics", "text/plain").await?;
+        for (namespace, action) in [
+            ("overrun-suspend", "suspended"),
+            ("overrun-delete", "deleted"),
+        ] {
+            let counted = text.lines().any(|line| {
+                line.starts_with("jouleward_overruns_total")
+                    && line.contains(namespace)
+                    && line.contains(action)
+            });
+            ensure!(counted, "{action} is counted");
+        }
+        Ok(())
+    });
+}

@@ -197,11 +197,10 @@ impl World {
             driver: "580.95.05".to_owned(),
             watched_milliseconds: 1_000_000_000,
             pods: self.burning.values().map(|b| b.line(self.micros)).collect(),
-            gpus: vec![crate::node::GpuEnergy {
-                uuid: "GPU-0".to_owned(),
-                microjoules: 0,
-                unattributed: BTreeMap::new(),
-            }],
+            gpus: serde_json::from_value(json!([
+                { "uuid": "GPU-0", "microjoules": 0, "unattributed": {} },
+            ]))
+            .unwrap(),
             forgotten_microjoules: 0,
         };
         Pages::read([page], self.micros)
