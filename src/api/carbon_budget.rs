@@ -76,7 +76,7 @@ pub struct CarbonBudgetSpec {
     #[schemars(range(min = 50, max = 99))]
     pub charged_percentile: i32,
     /// Mass of CO2e that one job may be predicted to emit at most, as limit is written; absent
-    /// for none.
+    /// for none, 0g for no job at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.matches('^[0-9]{1,12}([.][0-9]{1,3})? ?(mg|g|kg|t)$')").message("write a number and mg, g, kg or t, for example 200g"))]
     #[schemars(length(max = 20))]
@@ -86,7 +86,8 @@ pub struct CarbonBudgetSpec {
     #[serde(default)]
     #[schemars(range(min = 0, max = 100))]
     pub grace_percent: i32,
-    /// Whether what a whole period left is added to the next one's limit, once. Default false.
+    /// Whether what a whole period left of the limit, as the limit stands now, is added to the
+    /// next one's, once. Default false.
     #[serde(default)]
     pub carry_over: bool,
     /// Percent of the limit, what is set aside included, from which on the budget's condition
@@ -286,12 +287,15 @@ impl TryFrom<&CarbonBudgetSpec> for Policy {
             })
         };
         let limit = mass(&spec.limit, "spec.limit")?;
-        let per_job = spec.per_job_limit.as_deref();
-        let per_job = per_job.map(|text| mass(text, "spec.perJobLimit"));
+        // One that is less than can be counted lets no job in, one that is more any.
+        let per_job = spec.per_job_limit.as_deref().and_then(|text| {
+            let small = text.starts_with('0');
+            text.parse().ok().or(small.then_some(Milligrams(0)))
+        });
         let grace = i128::from(limit.0) * i128::from(spec.grace_percent.clamp(0, 100)) / 100;
         Ok(Self {
             limit,
-            per_job: per_job.transpose()?,
+            per_job,
             grace: Milligrams(i64::try_from(grace).unwrap_or(i64::MAX)),
             carry_over: spec.carry_over,
             on_overrun: spec.on_overrun,
@@ -365,6 +369,19 @@ mod tests {
             (Mode::Audit, OnExceed::Defer)
         );
         assert_eq!(policy.period, Period::Month(TimeZone::get("UTC").unwrap()));
+    }
+
+    #[test]
+    fn a_limit_for_each_job_that_cannot_be_counted_stops_every_job_or_none_and_no_budget() {
+        let per_job = |text: &str| {
+            let spec = format!(r#"{{"limit":"5kg","mode":"Enforce","perJobLimit":"{text}"}}"#);
+            let spec: CarbonBudgetSpec = serde_json::from_str(&spec).unwrap();
+            Policy::try_from(&spec).unwrap().per_job
+        };
+        assert_eq!(per_job("200g"), Some(Milligrams(200_000)));
+        assert_eq!(per_job("0g"), Some(Milligrams(0)));
+        assert_eq!(per_job("0.4mg"), Some(Milligrams(0)));
+        assert_eq!(per_job("999999999999t"), None);
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct Verdict {
     /// What one job may emit at most.
     pub per_job: Option<Milligrams>,
     pub limit: Milligrams,
+    /// The largest job that a period with nothing carried over would let in.
+    pub most: Milligrams,
     pub until: Timestamp,
     pub quantile: f64,
 }
@@ -111,6 +113,7 @@ pub fn decide(
         room: policy.per_job.map_or(room, |most| most.min(room)),
         per_job: policy.per_job,
         limit: policy.limit + totals.carried,
+        most: policy.limit + policy.grace,
         until: policy.period.end(now),
         quantile: policy.quantile,
     }
@@ -155,7 +158,7 @@ impl Verdict {
                 return "Set the annotations named".to_owned();
             }
             (_, Reason::ExceedsJobLimit) => {}
-            (Need::Known(mass), _) if *mass <= self.limit => {
+            (Need::Known(mass), _) if *mass <= self.most => {
                 options.push(format!("start after {}", day(self.until)));
             }
             _ => {}

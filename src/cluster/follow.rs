@@ -8,7 +8,7 @@ use super::learning;
 use super::ledger::listed_elsewhere;
 use super::memory::Memory;
 use super::objects::{Kind, Progress, Work};
-use super::overrun::{act, wish};
+use super::overrun::{act, is_stopped, wish};
 use super::tracking::{Seen, Told, follow};
 use super::verdicts::Terms;
 use crate::api::{CarbonBudget, CarbonReservation, ReservationStatus};
@@ -196,7 +196,8 @@ pub(super) async fn track(
     for reservation in reservations.iter().filter(|r| !r.is_settled()) {
         let uid = &reservation.spec.workload.uid;
         let work = works.iter().find(|work| work.uid == *uid);
-        let ended = work.is_none_or(|work| work.progress != Progress::Open);
+        // One that was stopped for good ends with its pods.
+        let ended = work.is_none_or(|work| work.progress != Progress::Open || is_stopped(work));
         let before = reservation.status.clone().unwrap_or_default();
         let pods = round.pods(reservation, &own);
         let told = if ended {
@@ -245,7 +246,8 @@ pub(super) async fn track(
         let wish = runs.and_then(|work| Some((work, wish(reservation, &status, &terms)?)));
         let written = memory.written.get(uid);
         let due = written.is_none_or(|at| round.micros.saturating_sub(*at) >= WRITE_EVERY_US);
-        if status != before && (status.settled || due || wish.is_some()) {
+        let stops = wish.as_ref().is_some_and(|(work, wish)| wish.stops(work));
+        if status != before && (status.settled || due || stops) {
             let laws = &mut memory.laws;
             let result = write(context, laws, reservation, status, work, &seen).await;
             if result.is_err() {
@@ -295,9 +297,17 @@ async fn write(
     written.metadata.managed_fields = None;
     written.status = Some(status);
     crate::serve::crash::point("before-settle");
-    context
-        .call(api.replace_status(&reservation.name_any(), &PostParams::default(), &written))
-        .await?;
+    let params = PostParams::default();
+    let done = context
+        .call(api.replace_status(&reservation.name_any(), &params, &written))
+        .await;
+    if let (Err(Failure::Late | Failure::Api(_)), Some(_)) = (&done, &lesson) {
+        lesson
+            .take()
+            .into_iter()
+            .for_each(|lesson| lesson.unheard(laws));
+    }
+    done?;
     crate::serve::crash::point("after-settle");
     if let Some(lesson) = lesson {
         learning::learnt(context, laws, reservation, lesson).await;

@@ -5,11 +5,11 @@
 use super::context::{Context, Failure, carry_on};
 use super::learning::{describe, observation, say_suspects};
 use super::world::law_of;
-use crate::api::EnergyLaw;
+use crate::api::{CarbonReservation, EnergyLaw, EnergyLawStatus};
 use crate::law::{Catalogue, Law, Observation, Outcome, Standings, StateError, Update};
 use jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 use std::collections::{HashMap, VecDeque};
 
 /// UIDs that a law's status names.
@@ -21,6 +21,8 @@ const RUNS_TO_COMPARE: u64 = 3;
 /// One job, as a law learns from it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Taken {
+    /// Its number among the law's lessons; 0 until it has one.
+    pub(super) number: i64,
     pub(super) uid: String,
     pub(super) namespace: String,
     pub(super) run: Observation,
@@ -46,7 +48,7 @@ pub(super) struct Page {
     lessons: i64,
     learnt: VecDeque<String>,
     /// What is not written yet.
-    unwritten: Vec<Taken>,
+    unwritten: Vec<(Taken, Taught)>,
     /// When it was written last.
     written: Option<Timestamp>,
 }
@@ -103,18 +105,32 @@ impl Page {
                 Outcome::Learnt(update) => Taught::Learnt(update),
             },
         };
-        self.standings = standings;
-        self.lessons += 1;
+        self.standings = as_written(&standings);
+        let number = if taken.number > 0 {
+            taken.number
+        } else {
+            self.lessons + 1
+        };
+        self.lessons = self.lessons.max(number);
         self.learnt.push_back(taken.uid.clone());
         if self.learnt.len() > REMEMBERED {
             self.learnt.pop_front();
         }
-        self.unwritten.push(taken.clone());
+        let taken = Taken {
+            number,
+            ..taken.clone()
+        };
+        self.unwritten.push((taken, taught.clone()));
         taught
     }
 
     fn has_learnt(&self, uid: &str) -> bool {
-        self.learnt.iter().any(|learnt| learnt == uid)
+        self.unwritten_of(uid).is_some() || self.learnt.iter().any(|learnt| learnt == uid)
+    }
+
+    /// What became of a job that is not written yet.
+    fn unwritten_of(&self, uid: &str) -> Option<&(Taken, Taught)> {
+        self.unwritten.iter().find(|(taken, _)| taken.uid == uid)
     }
 
     fn is_due(&self, context: &Context) -> bool {
@@ -130,14 +146,15 @@ impl Page {
     /// One try to write it; gives the object as it is then.
     async fn write(&self, context: &Context) -> Result<EnergyLaw, Failure> {
         context.check_leading()?;
-        let mut status = describe(context, &self.object, &self.law);
-        status.state = self.law.save();
+        let mut object = self.object.clone();
+        object.status.get_or_insert_default().state = self.law.save();
+        let mut status = describe(context, &object, &self.law);
         status.learnt = self.learnt.iter().cloned().collect();
         status.lessons = self.lessons;
         status.last_fit = Some(context.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         status.set_standings(&self.standings);
         say_suspects(context, &mut status, self.object.metadata.generation);
-        let mut written = self.object.clone();
+        let mut written = object;
         written.metadata.managed_fields = None;
         written.status = Some(status);
         let api: Api<EnergyLaw> = Api::all(context.client.clone());
@@ -161,8 +178,16 @@ pub(super) struct LawBook {
 pub(super) enum Closed {
     /// Its state is a newer program's, and not ours to write over.
     Newer(u32),
-    /// It has learnt from this job already.
-    Known,
+    /// It has learnt from this job already; what became of it, where that is not written yet.
+    Known(Option<Again>),
+}
+
+/// A lesson that was given before, to a record whose write was not heard of.
+#[derive(Debug)]
+pub(super) struct Again {
+    pub(super) law_uid: String,
+    pub(super) number: i64,
+    pub(super) taught: Taught,
 }
 
 impl LawBook {
@@ -178,8 +203,7 @@ impl LawBook {
         let seen = seen.iter().find(|law| law.name_any() == name);
         let in_hand = self.pages.get(name);
         if !in_hand.is_some_and(|page| seen.is_some_and(|seen| page.is_of(seen))) {
-            let unwritten = self.pages.remove(name);
-            match open(context, name, unwritten).await? {
+            match open(context, name, in_hand).await? {
                 Ok(page) => self.pages.insert(name.to_owned(), page),
                 Err(newer) => return Ok(Err(newer)),
             };
@@ -188,7 +212,14 @@ impl LawBook {
             return Err(Failure::NotFound);
         };
         if page.has_learnt(&taken.uid) {
-            return Ok(Err(Closed::Known));
+            // Its record's write was not heard of: it is the same lesson again.
+            let again = page.unwritten_of(&taken.uid);
+            let again = again.map(|(before, taught)| Again {
+                law_uid: page.uid(),
+                number: before.number,
+                taught: taught.clone(),
+            });
+            return Ok(Err(Closed::Known(again)));
         }
         let mut after = page.clone();
         let taught = after.take(taken, || others(context));
@@ -223,12 +254,10 @@ impl LawBook {
                     page.written = Some(context.now());
                     return Ok(());
                 }
-                Err(Failure::Conflict) => {
-                    let before = self.pages.remove(name);
-                    if let Ok(page) = open(context, name, before).await? {
-                        self.pages.insert(name.to_owned(), page);
-                    }
-                }
+                Err(Failure::Conflict) => match open(context, name, self.pages.get(name)).await? {
+                    Ok(page) => _ = self.pages.insert(name.to_owned(), page),
+                    Err(_) => _ = self.pages.remove(name),
+                },
                 Err(Failure::NotFound) => {
                     self.pages.remove(name);
                     return Ok(());
@@ -247,7 +276,9 @@ impl LawBook {
         }
         for law in context.caches.world.laws.all() {
             let name = law.name_any();
-            if self.pages.contains_key(&name) || lessons_of(context, &law).is_empty() {
+            let cached = context.caches.reservations.all();
+            let lessons = lessons_of(context, &law, cached.iter().map(AsRef::as_ref));
+            if self.pages.contains_key(&name) || lessons.is_empty() {
                 continue;
             }
             match open(context, &name, None).await {
@@ -266,11 +297,18 @@ fn others(context: &Context) -> Vec<Law> {
     laws.iter().map(|law| law_of(law)).collect()
 }
 
+/// Standings at the precision that they are written with, so that a restart changes nothing.
+fn as_written(standings: &Standings) -> Standings {
+    let mut status = EnergyLawStatus::default();
+    status.set_standings(standings);
+    status.standings()
+}
+
 /// Reads a law, and learns what the reservations and an earlier page have that it has not.
 async fn open(
     context: &Context,
     name: &str,
-    before: Option<Page>,
+    before: Option<&Page>,
 ) -> Result<Result<Page, Closed>, Failure> {
     let api: Api<EnergyLaw> = Api::all(context.client.clone());
     let object = context.call(api.get(name)).await?;
@@ -278,15 +316,33 @@ async fn open(
     if let Err(StateError::Newer(version)) = Law::load(state) {
         return Ok(Err(Closed::Newer(version)));
     }
-    let mut lessons = lessons_of(context, &object);
     let mut page = Page::of(object);
-    // The watch may be behind what this leader settled itself.
+    // A watch may be behind; a new leader asks once, and afterwards knows its own.
+    let mut lessons = if before.is_some() {
+        let cached = context.caches.reservations.all();
+        lessons_of(context, &page.object, cached.iter().map(AsRef::as_ref))
+    } else {
+        lessons_of(context, &page.object, &listed(context).await?)
+    };
     let own = before.filter(|before| before.uid() == page.uid());
-    for taken in own.into_iter().flat_map(|before| before.unwritten) {
-        if !lessons.iter().any(|known| known.uid == taken.uid) {
-            lessons.push(taken);
+    let own: Vec<&Taken> = own
+        .into_iter()
+        .flat_map(|before| before.unwritten.iter().map(|(taken, _)| taken))
+        .collect();
+    let is_own = |taken: &Taken| own.iter().any(|own| own.uid == taken.uid);
+    if page.lessons == 0 && page.law.observations > 0 {
+        // A program that does not count lessons wrote it last: nothing older is learnt twice.
+        let older = lessons.iter().filter(|taken| !is_own(taken));
+        page.lessons = older.map(|taken| taken.number).max().unwrap_or(0);
+        lessons.retain(is_own);
+    }
+    for taken in own {
+        let new = taken.number > page.lessons;
+        if new && !lessons.iter().any(|known| known.uid == taken.uid) {
+            lessons.push(taken.clone());
         }
     }
+    lessons.sort_by(|a, b| (a.number, &a.uid).cmp(&(b.number, &b.uid)));
     for taken in lessons {
         if !page.has_learnt(&taken.uid) {
             page.take(&taken, || others(context));
@@ -295,14 +351,22 @@ async fn open(
     Ok(Ok(page))
 }
 
-/// Lessons that settled reservations have for a law, and that its object does not have yet,
-/// in their order.
-fn lessons_of(context: &Context, object: &EnergyLaw) -> Vec<Taken> {
+async fn listed(context: &Context) -> Result<Vec<CarbonReservation>, Failure> {
+    let api: Api<CarbonReservation> = Api::all(context.client.clone());
+    let everything = ListParams::default();
+    Ok(context.call(api.list(&everything)).await?.items)
+}
+
+/// Lessons that settled reservations have for a law, and that its object does not have yet.
+fn lessons_of<'a>(
+    context: &Context,
+    object: &EnergyLaw,
+    reservations: impl IntoIterator<Item = &'a CarbonReservation>,
+) -> Vec<Taken> {
     let status = object.status.clone().unwrap_or_default();
-    let reservations = context.caches.reservations.all();
     let catalogue: &Catalogue = &context.oracle().catalogue;
-    let mut found: Vec<(i64, Taken)> = Vec::new();
-    for reservation in reservations.iter().filter(|r| r.is_settled()) {
+    let mut found: Vec<Taken> = Vec::new();
+    for reservation in reservations.into_iter().filter(|r| r.is_settled()) {
         let lesson = reservation.status.as_ref().and_then(|s| s.lesson.as_ref());
         let Some(lesson) = lesson.filter(|lesson| {
             Some(&lesson.law_uid) == object.metadata.uid.as_ref() && lesson.number > status.lessons
@@ -315,15 +379,12 @@ fn lessons_of(context: &Context, object: &EnergyLaw) -> Vec<Taken> {
         };
         let uid = reservation.spec.workload.uid.clone();
         let namespace = reservation.namespace().unwrap_or_default();
-        found.push((
-            lesson.number,
-            Taken {
-                uid,
-                namespace,
-                run,
-            },
-        ));
+        found.push(Taken {
+            number: lesson.number,
+            uid,
+            namespace,
+            run,
+        });
     }
-    found.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.uid.cmp(&y.uid)));
-    found.into_iter().map(|(_, taken)| taken).collect()
+    found
 }

@@ -51,13 +51,24 @@ pub(super) async fn learn(
         }
     };
     let taken = Taken {
+        number: 0,
         uid: reservation.spec.workload.uid.clone(),
         namespace: reservation.namespace().unwrap_or_default(),
         run,
     };
     let (page, taught) = match book.consider(context, &law, &taken).await? {
         Ok(considered) => considered,
-        Err(Closed::Known) => {
+        Err(Closed::Known(Some(again))) => {
+            status.observation = Some(words(context, &again.taught));
+            status.lesson = Some(Lesson {
+                law,
+                law_uid: again.law_uid,
+                number: again.number,
+                ..lesson
+            });
+            return Ok(None);
+        }
+        Err(Closed::Known(None)) => {
             status.observation = Some("Learnt".to_owned());
             return Ok(None);
         }
@@ -152,6 +163,14 @@ pub(super) async fn learnt(
         _ => {}
     }
     book.keep(learning.page);
+}
+
+impl Learning {
+    /// The write of the record was not heard of: it may have been done, so the lesson stands, and
+    /// is given again with the next try.
+    pub(super) fn unheard(self, book: &mut LawBook) {
+        book.keep(self.page);
+    }
 }
 
 fn workload_reference(reservation: &CarbonReservation, namespace: &str) -> ObjectReference {
@@ -269,6 +288,8 @@ fn stack(pods: &[(&LedgerPage, &PodEnergy)]) -> Lesson {
     let driver = drivers.next().filter(|first| drivers.all(|d| d == *first));
     let mut limits = pods.iter().map(|(_, pod)| pod.power_limit_permille);
     let limit = limits.next().flatten();
+    // What is beyond is no board's.
+    let limit = limit.filter(|limit| (50..=2000).contains(limit));
     let limit = limit.filter(|first| limits.all(|l| l.is_some_and(|l| l.abs_diff(*first) <= 20)));
     Lesson {
         driver: driver.unwrap_or_default(),
@@ -305,7 +326,9 @@ pub(super) fn observation(
     let job = catalogue.job(&workload, small(spec.pods), small(spec.gpus));
     let (_, mut features) = job.ok_or("UnknownModel")?;
     if let Some(done) = lesson.images_done {
-        if done as f64 > features.images {
+        // A retry may begin anew: each pod that ran makes as many as one is asked for.
+        let ran = lesson.starts.max(spec.pods).max(1) as f64;
+        if done as f64 > features.images / spec.pods.max(1) as f64 * ran {
             return Err("MoreDoneThanAsked");
         }
         features.images = done as f64;

@@ -3,7 +3,7 @@
 use super::context::{Context, Failure};
 use super::memory::Memory;
 use super::objects::{Kind, Work};
-use super::refusals::{event, stamp};
+use super::refusals::{event, refused_for, stamp};
 use super::verdicts::Terms;
 use crate::api::{CarbonBudget, CarbonReservation, ReservationStatus};
 use crate::budget::{Mode, OnOverrun};
@@ -26,6 +26,18 @@ const REASON: &str = "Overrun";
 pub(super) struct Wish {
     pub(super) action: OnOverrun,
     message: String,
+}
+
+impl Wish {
+    /// True where it can be done: a pod cannot be suspended.
+    pub(super) fn stops(&self, work: &Work) -> bool {
+        self.action == OnOverrun::Delete || work.kind == Kind::Job
+    }
+}
+
+/// True of a job that is suspended since it burned beyond what was set aside.
+pub(super) fn is_stopped(work: &Work) -> bool {
+    work.author_suspended && refused_for(work).as_deref() == Some(REASON)
 }
 
 /// The strictest wish of the budgets under Enforce that a job has burned through; pure. Work that

@@ -53,6 +53,12 @@ fn asked(work: &Work, budgets: &[Arc<CarbonBudget>]) -> String {
     format!("{hash:016x}")
 }
 
+/// The reason that a piece of work was refused for.
+pub(super) fn refused_for(work: &Work) -> Option<String> {
+    let stamp: Refused = serde_json::from_str(work.refused.as_ref()?).ok()?;
+    Some(stamp.reason)
+}
+
 /// The stamp of a refusal, as the annotation's value.
 pub(super) fn stamp(
     work: &Work,

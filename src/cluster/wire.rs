@@ -129,9 +129,11 @@ pub struct Status {
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct ContainerStatus {
     pub state: ContainerState,
+    /// Of the container's run before.
+    pub last_state: ContainerState,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -146,16 +148,26 @@ pub struct Terminated {
     pub message: String,
 }
 
+impl ContainerState {
+    fn images_told(&self) -> Option<u64> {
+        let said: serde_json::Value = serde_json::from_str(&self.terminated.message).ok()?;
+        said.get(IMAGES_DONE.name)?.as_u64()
+    }
+}
+
 impl Status {
     /// Images that the containers of a pod say they made, in termination messages that are
     /// JSON objects with the annotation's name; others are others' words.
     pub fn images_told(&self) -> Option<i64> {
         let containers = self.container_statuses.iter();
         let all = containers.chain(&self.init_container_statuses);
+        // What is told is all so far: the larger of a run and the one before it.
         let told = all.filter_map(|container| {
-            let message = &container.state.terminated.message;
-            let said: serde_json::Value = serde_json::from_str(message).ok()?;
-            said.get(IMAGES_DONE.name)?.as_u64()
+            let states = [&container.state, &container.last_state];
+            states
+                .into_iter()
+                .filter_map(ContainerState::images_told)
+                .max()
         });
         let told = told.filter(|images| *images <= MOST_IMAGES);
         told.map(|images| i64::try_from(images).unwrap_or(0))

@@ -2,7 +2,7 @@
 //! on ln E with the same priors that the stream starts from.
 
 use super::features::{Basis, Observation};
-use super::form::Form;
+use super::form::{Form, LEAST_LIMIT, MOST_LIMIT};
 use super::gpu::Gpu;
 use super::linalg::Symmetric;
 use super::state::Law;
@@ -45,6 +45,7 @@ pub fn fit_from(mut law: Law, runs: &[Observation]) -> Result<Law, FitError> {
         law.admit(&law.own(&run.features));
         law.range.cover(&run.features);
     }
+    law.usual_power = usual_power(runs);
     law.basis = runs.first().map(|run| run.basis).or(law.basis);
     let prior = law.clone();
     let some: Vec<&Observation> = runs.iter().step_by(runs.len() / MOST + 1).collect();
@@ -54,6 +55,15 @@ pub fn fit_from(mut law: Law, runs: &[Observation]) -> Result<Law, FitError> {
         iterate(&mut law, &prior, &all, 2);
     }
     Ok(finish(law, &prior, &all))
+}
+
+/// ln of the power limit in the middle of those told.
+fn usual_power(runs: &[Observation]) -> f64 {
+    let told = runs.iter().filter_map(|run| run.features.stack.power);
+    let mut told: Vec<f64> = told.collect();
+    told.sort_by(f64::total_cmp);
+    let middle = told.get(told.len() / 2);
+    middle.map_or(0.0, |power| power.clamp(LEAST_LIMIT, MOST_LIMIT).ln())
 }
 
 fn iterate(law: &mut Law, prior: &Law, runs: &[&Observation], times: usize) {

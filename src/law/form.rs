@@ -82,6 +82,7 @@ pub(super) const START: &str = "start";
 const SOFTWARE_SD: f64 = 0.15;
 /// Of driver branches: they differ by a few percent.
 const DRIVER_SD: f64 = 0.05;
+pub(super) const SOFTWARE: &str = "software/";
 pub(super) const DRIVER: &str = "driver/";
 pub(super) const POWER: &str = "power/limit";
 /// Exponent of the power limit: where a limit binds, a board takes longer at fewer watts, so
@@ -90,6 +91,9 @@ const POWER_EXPONENT: Belief = Belief {
     mean: 0.3,
     sd: 0.25,
 };
+/// No board is limited below and above, whatever is told.
+pub(super) const LEAST_LIMIT: f64 = 0.05;
+pub(super) const MOST_LIMIT: f64 = 2.0;
 /// ln of a limit beside the default that is no limit at all.
 const UNLIMITED: f64 = 0.02;
 
@@ -115,7 +119,7 @@ impl Own {
 
     /// What a power limit does; nothing where it is the board's default.
     pub(super) fn power_limit(fraction: f64) -> Option<Self> {
-        let by = fraction.max(0.05).ln();
+        let by = fraction.clamp(LEAST_LIMIT, MOST_LIMIT).ln();
         (by.abs() > UNLIMITED).then(|| Self {
             name: POWER.to_owned(),
             belief: POWER_EXPONENT,
@@ -185,7 +189,7 @@ impl Form {
             own.push(Own::level(name, belief));
         }
         if let Some(software) = &f.stack.software {
-            own.push(level(level_name("software/", software), SOFTWARE_SD));
+            own.push(level(level_name(SOFTWARE, software), SOFTWARE_SD));
         }
         if let Some(driver) = &f.stack.driver {
             own.push(level(level_name(DRIVER, driver), DRIVER_SD));

@@ -2,7 +2,7 @@
 //! enough to live in a status field, so that a new leader goes on where the old stopped.
 
 use super::features::{Basis, Features};
-use super::form::{Belief, DRIVER, Form, Own, Slope, level_name};
+use super::form::{Belief, DRIVER, Form, Own, SOFTWARE, Slope, level_name};
 use super::gpu::{Generation, Gpu, Prior};
 use super::linalg::{Symmetric, dot};
 use super::predict::{Outside, Prediction};
@@ -11,8 +11,10 @@ use super::statistics::t_quantile;
 use super::units::Joules;
 use serde::{Deserialize, Serialize};
 
-/// Model and precision levels kept at most; beyond that the one unseen longest goes.
+/// Levels kept at most; beyond that the one unseen longest goes.
 pub(super) const LEVELS: usize = 20;
+/// Of these, stacks and drivers: their names are free, and must not crowd the models out.
+const QUOTAS: [(&str, usize); 2] = [(SOFTWARE, 4), (DRIVER, 3)];
 
 /// ln-noise of one run before any was seen.
 const NOISE: f64 = 0.045;
@@ -319,19 +321,24 @@ impl Law {
                 self.add(own.name.clone(), own.belief);
             }
         }
-        while self
-            .parameters
-            .iter()
-            .filter(|p| p.name.contains('/'))
-            .count()
-            > LEVELS
-        {
-            let oldest = (0..self.parameters.len())
-                .filter(|i| self.parameters[*i].name.contains('/'))
-                .min_by_key(|i| self.parameters[*i].seen);
-            let Some(oldest) = oldest else { return };
-            self.parameters.remove(oldest);
-            self.covariance.shrink(oldest);
+        for (kind, most) in QUOTAS {
+            self.keep_newest(most, |name| name.starts_with(kind));
+        }
+        self.keep_newest(LEVELS, |name| name.contains('/'));
+    }
+
+    /// Forgets levels of a kind, the one unseen longest first, until no more than `most` are
+    /// left.
+    fn keep_newest(&mut self, most: usize, of: impl Fn(&str) -> bool) {
+        loop {
+            let own = (0..self.parameters.len()).filter(|i| of(&self.parameters[*i].name));
+            let own: Vec<usize> = own.collect();
+            let oldest = own.iter().min_by_key(|i| self.parameters[**i].seen);
+            let Some(oldest) = oldest.filter(|_| own.len() > most) else {
+                return;
+            };
+            self.parameters.remove(*oldest);
+            self.covariance.shrink(*oldest);
         }
     }
 

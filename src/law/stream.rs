@@ -8,7 +8,7 @@
 //! - CUSUM: where errors keep one sign, the law's level opens up and follows.
 
 use super::features::Observation;
-use super::form::Own;
+use super::form::{LEAST_LIMIT, MOST_LIMIT, Own};
 use super::linalg::dot;
 use super::predict::Prediction;
 use super::state::Law;
@@ -80,7 +80,8 @@ impl Law {
         self.range.cover(f);
         self.basis = Some(run.basis);
         if let Some(power) = f.stack.power {
-            self.usual_power += USUAL * (power.max(0.05).ln() - self.usual_power);
+            let power = power.clamp(LEAST_LIMIT, MOST_LIMIT).ln();
+            self.usual_power += USUAL * (power - self.usual_power);
         }
         let y = run.energy.0.ln();
         let (z, sample) = self.filter(run, &own, y);

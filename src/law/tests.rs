@@ -411,3 +411,54 @@ fn a_new_driver_is_told_from_the_old_and_the_newest_is_what_is_expected() {
     assert!((old / new - 1.0 / 0.93).abs() < 0.03, "{old} beside {new}");
     assert!((untold - new).abs() < 1e-9, "{untold} beside {new}");
 }
+
+#[test]
+fn names_of_stacks_without_end_do_not_crowd_the_models_out() {
+    let mut law = law();
+    for n in 0..6 {
+        law.learn(&on(Stack::default(), 1.0, n));
+    }
+    let models = law.models();
+    for n in 0..100 {
+        let stack = Stack {
+            software: Some(format!("pipeline-{n:040x}")),
+            driver: Some(n.to_string()),
+            power: Some(0.7),
+        };
+        law.learn(&on(stack, 1.0, 0));
+    }
+    assert_eq!(law.models(), models);
+    assert!(law.save().len() <= 4096, "{}", law.save().len());
+}
+
+#[test]
+fn an_absurd_power_limit_leaves_the_law_usable() {
+    for power in [0.0, 1e-9, 9e12, f64::INFINITY] {
+        let mut law = law();
+        let stack = Stack {
+            power: Some(power),
+            ..Stack::default()
+        };
+        for n in 0..20 {
+            law.learn(&on(stack.clone(), 1.0, n));
+        }
+        let saved = Law::load(&law.save()).unwrap();
+        let predicted = saved.predict(&mixed(3)).median.0;
+        assert!(
+            predicted.is_finite() && predicted > 0.0,
+            "{power}: {predicted}"
+        );
+    }
+}
+
+#[test]
+fn a_table_of_limited_boards_is_fitted_for_limited_boards() {
+    let limited = Stack {
+        power: Some(0.6),
+        ..Stack::default()
+    };
+    let runs: Vec<Observation> = (0..40).map(|n| on(limited.clone(), 0.8, n)).collect();
+    let fitted = fit(Form::default(), &a100(), &runs).unwrap();
+    let untold = fitted.predict(&mixed(3)).median.0;
+    assert!((untold / on(limited, 0.8, 3).energy.0 - 1.0).abs() < 0.06);
+}

@@ -72,6 +72,14 @@ pub struct PodEnergy {
     pub ended_milliseconds_ago: Option<u64>,
 }
 
+/// The driver of the boards that are there: an account may be of one that was taken out.
+fn driver(meter: &Meter) -> String {
+    let mut known = meter.gpus().filter(|(info, _)| info.driver != "unknown");
+    let answers = |(_, totals): &(&GpuInfo, &GpuTotals)| totals.power_milliwatts.is_some();
+    let found = known.find(answers);
+    found.map_or_else(String::new, |(info, _)| info.driver.clone())
+}
+
 /// The page as of now (µs, monotonic).
 pub(super) fn page(
     meter: &Meter,
@@ -89,11 +97,13 @@ pub(super) fn page(
     let limit = |gpu: &str| {
         let (info, totals) = meter.gpus().find(|(info, _)| info.uuid == gpu)?;
         let default = info.default_limit_milliwatts.filter(|mw| *mw > 0)?;
-        Some(totals.limit_milliwatts? * 1000 / default)
+        Some(totals.limit_milliwatts?.saturating_mul(1000) / default)
     };
     let pod = |account: &PodAccount| {
         let limits = account.shares.keys().filter_map(|(_, gpu)| limit(gpu));
-        let (sum, known) = limits.fold((0, 0), |(sum, n), limit| (sum + limit, n + 1));
+        let (sum, known) = limits.fold((0_u64, 0), |(sum, n), limit| {
+            (sum.saturating_add(limit), n + 1)
+        });
         let mut models: Vec<String> = account
             .shares
             .keys()
@@ -128,12 +138,7 @@ pub(super) fn page(
         node: node.to_owned(),
         epoch: epoch.to_owned(),
         ready: ready_since.is_some(),
-        driver: meter
-            .gpus()
-            .next()
-            .map(|(info, _)| info.driver.clone())
-            .filter(|driver| driver != "unknown")
-            .unwrap_or_default(),
+        driver: driver(meter),
         watched_milliseconds: ready_since.map_or(0, |since| now.saturating_sub(since) / 1000),
         pods: meter.pods().map(pod).collect(),
         gpus: meter.gpus().map(gpu).collect(),

@@ -151,6 +151,7 @@ impl Seen {
         for budget in server.all("carbonbudgets") {
             check_totals(budget, &records)?;
         }
+        check_law(server, &records)?;
         Ok(())
     }
 
@@ -166,7 +167,7 @@ impl Seen {
         let work = lite(job.clone()).and_then(|lite| {
             crate::cluster::objects::Work::of(crate::cluster::objects::Kind::Job, lite)
         });
-        let leader = Leader::new(0, &Wire::default(), server);
+        let leader = Leader::new(0, &Wire::default(), server, std::time::Duration::ZERO);
         let oracle = leader.context.caches.world.objects().oracle();
         let forecast = crate::cluster::verdicts::forecast(&work.ok_or("no work")?, &oracle);
         let room = |budget: &Value| {
@@ -210,6 +211,55 @@ fn check_record(record: &CarbonReservation, world: &World) -> Result<(), String>
     let all = status.measured_millijoules + before;
     if !status.estimated && i64::try_from(burned) != Ok(all) {
         return Err(format!("{uid} burned {burned} mJ: {status:?}"));
+    }
+    Ok(())
+}
+
+/// Every lesson is in the law, once. Of two leaders at once both may give one number: then one of
+/// the two may be left out, and none is taken twice.
+fn check_law(server: &Server, records: &[CarbonReservation]) -> Result<(), String> {
+    let Some(law) = server.all("energylaws").next() else {
+        return Ok(());
+    };
+    let learnt = law["status"]["learnt"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let mut numbers: BTreeMap<i64, (usize, usize)> = BTreeMap::new();
+    let (mut told, mut most) = (0, 0);
+    for record in records {
+        let status = record.status.clone().unwrap_or_default();
+        let uid = &record.spec.workload.uid;
+        let times = learnt.iter().filter(|learnt| *learnt == uid).count();
+        if times > 1 {
+            return Err(format!("{uid} is learnt {times} times"));
+        }
+        // Where a write was not heard of, the law may have a lesson that its record does not.
+        let said = status.observation.unwrap_or_default();
+        told += usize::from(times == 1 && said.starts_with("Learnt"));
+        if let Some(lesson) = status.lesson {
+            most = most.max(lesson.number);
+            let (given, taken) = numbers.entry(lesson.number).or_default();
+            *given += 1;
+            *taken += times;
+        }
+    }
+    if let Some((number, _)) = numbers.iter().find(|(_, (_, taken))| *taken == 0) {
+        return Err(format!(
+            "lesson {number} is lost: {}",
+            law["status"]["learnt"]
+        ));
+    }
+    let shared = numbers.values().any(|(given, _)| *given > 1);
+    let observations = law["status"]["observations"].as_u64().unwrap_or(0);
+    let lessons = law["status"]["lessons"].as_i64().unwrap_or(0);
+    // A second leader may have settled in other words what the first has learnt from.
+    let learns = told as u64..=learnt.len() as u64;
+    if !shared && (!learns.contains(&observations) || lessons < most) {
+        return Err(format!(
+            "{told} of {most} lessons, and the law: {}",
+            law["status"]
+        ));
     }
     Ok(())
 }

@@ -104,7 +104,7 @@ pub(super) const WATCHED: [&str; 5] = [
 
 impl Leader {
     /// A controller that has just become the leader with this number.
-    pub(super) fn new(number: usize, wire: &Wire, server: &Server) -> Self {
+    pub(super) fn new(number: usize, wire: &Wire, server: &Server, law_write: Duration) -> Self {
         let settings = Settings {
             namespace: "jouleward-system".to_owned(),
             identity: format!("controller-{number}"),
@@ -115,7 +115,7 @@ impl Leader {
                 retry: Duration::from_secs(1),
             },
             ignore_lease: true,
-            law_write: Duration::ZERO,
+            law_write,
             webhook_hosts: Vec::new(),
         };
         let context = Context::new(client(number, wire), settings);

@@ -44,6 +44,17 @@ fn asked(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+impl Story {
+    fn add(&mut self, other: &Self) {
+        self.writes += other.writes;
+        self.kills += other.kills;
+        self.takeovers += other.takeovers;
+        self.lost_answers += other.lost_answers;
+        self.refused += other.refused;
+        self.grants += other.grants;
+    }
+}
+
 impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -59,13 +70,7 @@ fn races(first: u64, each: u64, until: u64) -> Result<Story, String> {
     let mut sum = Story::default();
     let mut seed = first;
     while seed < until {
-        let story = race(seed, false)?;
-        sum.writes += story.writes;
-        sum.kills += story.kills;
-        sum.takeovers += story.takeovers;
-        sum.lost_answers += story.lost_answers;
-        sum.refused += story.refused;
-        sum.grants += story.grants;
+        sum.add(&race(seed, false)?);
         seed += each;
     }
     Ok(sum)
@@ -89,10 +94,11 @@ fn leaders_that_race_die_and_hear_late_overdraw_nothing_leak_nothing_and_lose_no
     let each = std::thread::available_parallelism().map_or(2, |n| n.get() as u64);
     let workers = (0..each).map(|first| std::thread::spawn(move || races(first, each, seeds)));
     let workers: Vec<_> = workers.collect();
+    let mut sum = Story::default();
     for worker in workers {
         let story = worker.join().unwrap();
-        let story = story.unwrap_or_else(|why| panic!("{why}"));
-        assert!(story.grants > 0 && story.kills > 0, "{story}");
-        println!("{story}");
+        sum.add(&story.unwrap_or_else(|why| panic!("{why}")));
     }
+    assert!(sum.grants > 0 && sum.kills > 0, "{sum}");
+    println!("{seeds} stories: {sum}");
 }

@@ -6,6 +6,7 @@ use super::random::Random;
 use super::server::{self, Server};
 use super::world::{NAMESPACE, World};
 use serde_json::json;
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// What a seed came to.
@@ -90,7 +91,8 @@ impl Sim {
     fn take_over(&mut self) {
         self.numbers += 1;
         self.say(|| format!("leader {} takes over", self.numbers));
-        let leader = Leader::new(self.numbers, &self.wire, &self.server);
+        let law_write = Duration::from_secs(10 * self.random.below(2));
+        let leader = Leader::new(self.numbers, &self.wire, &self.server, law_write);
         self.leaders.push(leader);
     }
 
@@ -303,7 +305,10 @@ impl Sim {
             }
             self.answer(0, true);
         }
-        self.take_over();
+        self.numbers += 1;
+        let (wire, server) = (&self.wire, &self.server);
+        let healthy = Leader::new(self.numbers, wire, server, Duration::ZERO);
+        self.leaders.push(healthy);
         let mut still = 0;
         for _ in 0..80 {
             let before: usize = self.server.history.values().map(Vec::len).sum();
