@@ -56,6 +56,8 @@ pub struct EnergyLawStatus {
     pub observed_generation: i64,
     /// Jobs learnt from.
     pub observations: i64,
+    /// Gross: idle power is part of the energies, as boards draw it; empty before the first.
+    pub basis: String,
     /// Running mean of |predicted − measured| / measured, in parts per thousand.
     pub error_permille: i64,
     /// The same for people, for example 6.2 %.

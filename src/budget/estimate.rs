@@ -1,7 +1,9 @@
 //! From a request to grams: which model, which GPU, which law, which grid.
 
 use crate::carbon::{Footprint, Intensity, Milligrams, Pue};
-use crate::law::{Catalogue, Count, Features, Form, GPU_EXAMPLES, Gpu, Law, Prediction, Workload};
+use crate::law::{
+    Basis, Catalogue, Count, Features, Form, GPU_EXAMPLES, Gpu, Law, Prediction, Workload,
+};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -51,6 +53,8 @@ pub struct Estimate {
     pub gpu: Gpu,
     pub form: Form,
     pub observations: u64,
+    /// Of the law's energies; budgets charge gross ones, as boards draw them.
+    pub basis: Basis,
     pub prediction: Prediction,
     pub footprint: Footprint,
     pub intensity: Intensity,
@@ -98,11 +102,13 @@ impl Oracle {
                     prediction.ln_sd = prediction.ln_sd.hypot(SUSPECT_SD);
                 }
                 let footprint = Footprint::of(&prediction, p, &site.intensity, &site.pue);
-                let law = (law.form, law.observations);
+                let basis = law.basis().unwrap_or_default();
+                let law = (law.form, law.observations, basis);
                 (site, law, prediction, calibrated, footprint)
             })
             .max_by_key(|(.., footprint)| footprint.charged);
-        let Some((site, (form, observations), prediction, calibrated, footprint)) = dearest else {
+        let Some((site, (form, observations, basis), prediction, calibrated, footprint)) = dearest
+        else {
             return Err(EstimateError::NoGpu);
         };
         // More than can be counted is an estimate all the same: no budget has room.
@@ -116,6 +122,7 @@ impl Oracle {
             gpu: site.gpu.clone(),
             form,
             observations,
+            basis,
             footprint,
             prediction,
             intensity: site.intensity.clone(),
@@ -189,6 +196,9 @@ impl Estimate {
             runs = format!(
                 "{runs}, times {factor:.2} as this namespace's jobs burn beside their annotations"
             );
+        }
+        if self.basis == Basis::Net {
+            runs = format!("{runs}, net of idle power");
         }
         let outside: Vec<&str> = self.prediction.outside.names().collect();
         if !outside.is_empty() {

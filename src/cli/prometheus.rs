@@ -3,7 +3,7 @@
 
 use super::arguments::{workload, wrong};
 use crate::law::dataset::Dataset;
-use crate::law::workload::ALL;
+use crate::law::workload::{ALL, WARM_UP};
 use crate::law::{Basis, Catalogue, Gpu, Joules, Observation, RowError};
 use crate::serve::fetch;
 use serde::Deserialize;
@@ -194,6 +194,13 @@ fn observe(pod: &Pod, catalogue: &Catalogue) -> Result<(Gpu, Observation), Strin
         return Err("it ran on no GPU product that is known, or on several".to_owned());
     };
     let workload = workload(&pod.annotations, catalogue, "")?;
+    if workload.is_batch_unknown() {
+        return Err("it made several images, and nobody says how many together: annotate jouleward.dev/batch-size".to_owned());
+    }
+    let said = pod.annotations.get(WARM_UP.name);
+    if said.is_some_and(|said| said.trim() == "true") {
+        return Err("it only warmed up".to_owned());
+    }
     let gpus = u32::try_from(pod.gpus.len()).unwrap_or(1);
     let (_, features) = catalogue
         .job(&workload, 1, gpus)

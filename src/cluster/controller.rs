@@ -155,7 +155,7 @@ async fn work(context: Arc<Context>, stop: Stop) {
             continue;
         }
         let began = clock::monotonic_micros();
-        cycle::run(&context, &mut memory).await;
+        Box::pin(cycle::run(&context, &mut memory)).await;
         let seconds = clock::monotonic_micros().saturating_sub(began) as f64 / 1e6;
         context
             .tallies

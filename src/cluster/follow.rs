@@ -286,7 +286,8 @@ async fn write(
 ) -> Result<(), Failure> {
     let mut lesson = None;
     if status.settled {
-        lesson = learning::learn(context, laws, reservation, &mut status, work, &seen.pods).await?;
+        let learn = learning::learn(context, laws, reservation, &mut status, work, &seen.pods);
+        lesson = Box::pin(learn).await?;
     }
     context.check_leading()?;
     let namespace = reservation.namespace().unwrap_or_default();

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, PostParams};
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 /// UIDs that a law's status names.
 const REMEMBERED: usize = 64;
@@ -47,8 +48,8 @@ pub(super) struct Page {
     /// Lessons taken so far, those that are not written yet among them.
     lessons: i64,
     learnt: VecDeque<String>,
-    /// What is not written yet.
-    unwritten: Vec<(Taken, Taught)>,
+    /// What is not written yet: many where many jobs end, and cloned with each.
+    unwritten: Vec<Arc<(Taken, Taught)>>,
     /// When it was written last.
     written: Option<Timestamp>,
 }
@@ -120,7 +121,7 @@ impl Page {
             number,
             ..taken.clone()
         };
-        self.unwritten.push((taken, taught.clone()));
+        self.unwritten.push(Arc::new((taken, taught.clone())));
         taught
     }
 
@@ -130,7 +131,8 @@ impl Page {
 
     /// What became of a job that is not written yet.
     fn unwritten_of(&self, uid: &str) -> Option<&(Taken, Taught)> {
-        self.unwritten.iter().find(|(taken, _)| taken.uid == uid)
+        let mut all = self.unwritten.iter().map(AsRef::as_ref);
+        all.find(|(taken, _)| taken.uid == uid)
     }
 
     fn is_due(&self, context: &Context) -> bool {
@@ -327,7 +329,7 @@ async fn open(
     let own = before.filter(|before| before.uid() == page.uid());
     let own: Vec<&Taken> = own
         .into_iter()
-        .flat_map(|before| before.unwritten.iter().map(|(taken, _)| taken))
+        .flat_map(|before| before.unwritten.iter().map(|lesson| &lesson.0))
         .collect();
     let is_own = |taken: &Taken| own.iter().any(|own| own.uid == taken.uid);
     if page.lessons == 0 && page.law.observations > 0 {

@@ -373,6 +373,12 @@ fn images_done(work: Option<&Work>, pods: &[PodCharge]) -> Result<Option<i64>, &
 pub(super) fn describe(context: &Context, object: &EnergyLaw, law: &Law) -> EnergyLawStatus {
     let mut status = object.status.clone().unwrap_or_default();
     status.observed_generation = object.metadata.generation.unwrap_or(0);
+    let basis = match law.basis() {
+        Some(Basis::Gross) => "Gross",
+        Some(Basis::Net) => "Net",
+        None => "",
+    };
+    basis.clone_into(&mut status.basis);
     status.observations = i64::try_from(law.observations).unwrap_or(i64::MAX);
     #[expect(
         clippy::cast_possible_truncation,

@@ -125,6 +125,18 @@ impl Basis {
     }
 }
 
+/// Joules of a FLOP that no GPU is near yet: a tenth of what the best need at 16 bits
+/// (1,000 W at 2.2 PFLOP/s), for four-bit formats and what may come.
+const LEAST_JOULES_A_FLOP: f64 = 4.5e-14;
+
+impl Observation {
+    /// False where so much arithmetic cannot have been done for so little energy.
+    pub fn is_possible(&self) -> bool {
+        let flops = self.features.images * self.features.flops.0;
+        self.energy.0 >= flops * LEAST_JOULES_A_FLOP
+    }
+}
+
 /// One run and what it was measured to cost, start-up included where `starts` > 0.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {

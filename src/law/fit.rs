@@ -24,6 +24,13 @@ pub enum FitError {
         "{gross} runs are gross and {net} are net of idle power: fit them apart, or leave one kind out"
     )]
     Mixed { gross: usize, net: usize },
+    #[error(
+        "the law has learnt from runs that are {law}, and these are {runs}: start from another law, or from none"
+    )]
+    Basis {
+        law: &'static str,
+        runs: &'static str,
+    },
 }
 
 /// The most probable law given these runs, all on one GPU product.
@@ -35,11 +42,22 @@ pub fn fit(form: Form, gpu: &Gpu, runs: &[Observation]) -> Result<Law, FitError>
 }
 
 /// The same from another belief than the product's own prior.
+///
+/// # Errors
+/// As [`fit`], and runs on another basis than the law's.
 pub fn fit_from(mut law: Law, runs: &[Observation]) -> Result<Law, FitError> {
     let net = runs.iter().filter(|run| run.basis == Basis::Net).count();
     let gross = runs.len() - net;
     if net > 0 && gross > 0 {
         return Err(FitError::Mixed { gross, net });
+    }
+    if let (Some(own), Some(first)) = (law.basis, runs.first())
+        && own != first.basis
+    {
+        return Err(FitError::Basis {
+            law: own.as_str(),
+            runs: first.basis.as_str(),
+        });
     }
     for run in runs {
         law.admit(&law.own(&run.features));

@@ -64,11 +64,14 @@ impl Law {
         let prior = Law::prior(form, gpu);
         let relative = |law: &&Law| {
             let same = law.gpu.sheet().map(|s| s.generation) == gpu.sheet().map(|s| s.generation);
-            (law.models() >= MODELS_TO_INHERIT, same, law.observations)
+            (same, law.observations)
         };
+        // Of a few models nothing general is known: what is published of a family says more.
+        let general = |law: &&Law| law.models() >= MODELS_TO_INHERIT;
         let learnt = laws
             .into_iter()
-            .filter(|law| law.form == form && law.observations > 0 && law.gpu != *gpu);
+            .filter(|law| law.form == form && law.observations > 0 && law.gpu != *gpu)
+            .filter(general);
         match learnt.max_by_key(relative) {
             Some(law) if gpu.sheet().is_some() && law.gpu.sheet().is_some() => law.inherit(gpu),
             _ => prior,

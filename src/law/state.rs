@@ -167,6 +167,11 @@ impl Law {
         }
     }
 
+    /// Whether idle power is part of its energies; `None` before it has learnt of any.
+    pub fn basis(&self) -> Option<Basis> {
+        self.basis
+    }
+
     /// Runs learnt from, of one model.
     pub fn runs_of(&self, model: &str) -> u64 {
         self.parameters

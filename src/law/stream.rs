@@ -74,6 +74,9 @@ impl Law {
             return Outcome::Refused("so little or so much energy a step no GPU uses");
         }
         let own = self.own(f);
+        if !run.is_possible() {
+            return Outcome::Refused("so much arithmetic for so little energy no GPU does");
+        }
         let before = self.predict_with(f, &own);
         let seen = before.runs_of_model > 0;
         self.admit(&own);

@@ -462,3 +462,48 @@ fn a_table_of_limited_boards_is_fitted_for_limited_boards() {
     let untold = fitted.predict(&mixed(3)).median.0;
     assert!((untold / on(limited, 0.8, 3).energy.0 - 1.0).abs() < 0.06);
 }
+
+#[test]
+fn outliers_all_to_one_side_move_no_prediction_by_2_percent_either() {
+    let (mut clean, mut dirty) = (law(), law());
+    for n in 0..400 {
+        let honest = run(mixed(n), 1.0 + 0.05 * luck(n));
+        clean.learn(&honest);
+        let factor = if n % 20 == 19 { 10.0 } else { 1.0 };
+        dirty.learn(&Observation {
+            energy: Joules(honest.energy.0 * factor),
+            ..honest
+        });
+    }
+    assert_eq!(dirty.shifts, 0, "outliers are no shift");
+    let moved = (400..430)
+        .map(mixed)
+        .map(|f| (dirty.predict(&f).median.0 / clean.predict(&f).median.0 - 1.0).abs());
+    let most = moved.fold(0.0, f64::max);
+    assert!(most < 0.02, "{most}");
+}
+
+#[test]
+fn a_law_is_not_fitted_on_with_runs_on_another_basis() {
+    let gross: Vec<Observation> = (0..5).map(|n| run(mixed(n), 1.0)).collect();
+    let net: Vec<Observation> = gross
+        .iter()
+        .map(|run| Observation {
+            basis: Basis::Net,
+            ..run.clone()
+        })
+        .collect();
+    let law = fit(Form::default(), &a100(), &gross).unwrap();
+    assert_eq!(law.basis(), Some(Basis::Gross));
+    let error = fit_from(law, &net).unwrap_err();
+    assert!(error.to_string().contains("net of idle"), "{error}");
+}
+
+#[test]
+fn one_run_of_one_model_says_nothing_of_another_product() {
+    let mut one = Law::prior(Form::default(), &Gpu::parse("NVIDIA-L4").unwrap());
+    one.learn(&run(mixed(0), 2.0));
+    let h100 = Gpu::parse("NVIDIA-H100-80GB-HBM3").unwrap();
+    let law = Law::for_product(Form::default(), &h100, [&one]);
+    assert_eq!(law, Law::prior(Form::default(), &h100));
+}

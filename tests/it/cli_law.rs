@@ -341,6 +341,7 @@ fn pods_as_metrics() -> String {
         ("sd1.5", 3000),
         ("sdxl", 10),
         ("", 5000),
+        ("sdxl", 4000),
     ]
     .iter()
     .enumerate()
@@ -359,6 +360,12 @@ fn pods_as_metrics() -> String {
             format!(
                 ",annotation_jouleward_dev_model=\"{model}\",annotation_jouleward_dev_num_images=\"5\",annotation_jouleward_dev_num_inference_steps=\"30\""
             )
+        };
+        // The last says not how many it made together.
+        let said = if model.is_empty() || number == 5 {
+            said
+        } else {
+            format!("{said},annotation_jouleward_dev_batch_size=\"1\"")
         };
         add(format!("kube_pod_annotations{{{pod}{said}}} 1"));
     }
@@ -400,7 +407,7 @@ fn a_real_prometheus_server_is_fitted_from_by_what_its_pods_burned_and_said() {
                 .await?;
             let report: serde_json::Value =
                 serde_json::from_slice(&output.stdout).unwrap_or_default();
-            let whole = report["leftOut"].as_array().is_some_and(|left| left.len() == 1);
+            let whole = report["leftOut"].as_array().is_some_and(|left| left.len() == 2);
             Ok((output.status.success() && whole).then_some(report))
         })
         .await
@@ -412,6 +419,8 @@ fn a_real_prometheus_server_is_fitted_from_by_what_its_pods_burned_and_said() {
         assert_eq!(law["inSample"]["runs"], 3);
         let why = fitted["leftOut"][0]["why"].as_str().unwrap();
         assert!(why.contains("team/p4") && why.contains("allowlist"), "{why}");
+        let why = fitted["leftOut"][1]["why"].as_str().unwrap();
+        assert!(why.contains("team/p5") && why.contains("batch-size"), "{why}");
     });
     assert!(refused(&["fit", "--prometheus", "https://x", "--range", "1h"]).contains("http://"));
     assert!(refused(&["fit", "--prometheus", "http://x", "--range", "soon"]).contains("7d"));

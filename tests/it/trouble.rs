@@ -38,6 +38,41 @@ async fn stale(shared: &Shared) -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_budget_that_says_hold_goes_on_holding_while_nobody_leads_and_a_leader_releases() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        jobs::namespace(client, "hold-on").await?;
+        let spec = json!({ "limit": "1kg", "mode": "Enforce", "whenUnavailable": "Hold" });
+        jobs::budget(client, "hold-on", "images", spec).await?;
+        shared.stop_controller();
+        stale(shared).await?;
+        let job = jobs::create_job(client, "hold-on", &Generate::SMALL.job("pictures")).await?;
+        ensure!(jobs::is_suspended(&job), "it is held: {:?}", job.spec);
+        let over = Generate {
+            images: 10_000_000,
+            ..Generate::BIG
+        };
+        let args = ["create", "--namespace", "hold-on", "-f", "-"];
+        let over = over.job("over").to_string();
+        let said = shared.stack.plane.kubectl("author", &args, Some(&over))?;
+        ensure!(
+            !said.ok,
+            "what can never fit is refused all the same: {said:?}"
+        );
+        shared.restore().await?;
+        jobs::released(client, "hold-on", "pictures").await?;
+        let uid = job.uid().unwrap_or_default();
+        let record = jobs::settled(client, "hold-on", &uid).await?;
+        ensure!(
+            record.data["spec"]["adopted"] == false,
+            "{:?}",
+            record.data["spec"]
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn with_the_controller_away_new_jobs_run_and_are_charged_afterwards() {
     alone(|shared| async move {
         let client = &shared.stack.client;

@@ -174,7 +174,7 @@ impl Leader {
         let (context, memory) = (self.context.clone(), self.memory.clone());
         let cycle = async move {
             let mut memory = memory.lock().await;
-            cycle::run(&context, &mut memory).await;
+            Box::pin(cycle::run(&context, &mut memory)).await;
         };
         self.running = Some(tasks.spawn(cycle));
     }

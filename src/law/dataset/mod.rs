@@ -200,6 +200,16 @@ mod tests {
                 .map_or_else(String::new, ToString::to_string)
         };
         assert!(one("warm_up", "true").contains("warm_up"));
+        let whole =
+            "model,gpu,width,height,steps,energy_kwh,images\nsdxl,A100,1024,1024,25,0.002,10\n";
+        let data = read_csv(whole, &Catalogue::built_in()).unwrap();
+        let said = data.left_out[0].to_string();
+        assert!(said.contains("batch_size is empty and 10 images"), "{said}");
+        let little =
+            "model,gpu,width,height,steps,energy_joules_per_image\nsdxl,A100,1024,1024,50,3\n";
+        let data = read_csv(little, &Catalogue::built_in()).unwrap();
+        let said = data.left_out[0].to_string();
+        assert!(said.contains("less than any GPU needs"), "{said}");
         assert!(one("seconds", "0.4").contains("under 1 s"));
         assert!(one("power_limit", "300").contains("power_limit \"300\""));
         assert!(one("software", "two words").contains("software \"two words\""));
@@ -225,7 +235,7 @@ mod tests {
         };
         assert!((one("energy_joules_per_image", "720") - 720.0).abs() < 1e-9);
         assert!((one("energy_wh_per_image", "0.2") - 720.0).abs() < 1e-9);
-        assert!((one("energy_kwh,images", "0.002,10") - 720.0).abs() < 1e-9);
+        assert!((one("energy_kwh,images,batch_size", "0.002,10,1") - 720.0).abs() < 1e-9);
     }
 
     #[test]

@@ -71,14 +71,18 @@ pub(super) fn observe(row: &Row<'_>, catalogue: &Catalogue) -> Result<(Gpu, Obse
         .filter(|driver| !driver.is_empty())
         .map(driver_branch);
     features.stack.power = optional(text("power_limit"), "power_limit", 0.05, 2.0)?;
-    Ok((
-        gpu,
-        Observation {
-            features,
-            energy: Joules(energy),
-            basis: basis(row)?,
-        },
-    ))
+    let run = Observation {
+        features,
+        energy: Joules(energy),
+        basis: basis(row)?,
+    };
+    if !run.is_possible() {
+        let tera = run.features.flops.tera();
+        return Err(format!(
+            "{energy:.3} J an image of {tera:.0} TFLOP is less than any GPU needs; is the unit right?"
+        ));
+    }
+    Ok((gpu, run))
 }
 
 fn workload(row: &Row<'_>, model: &Model, catalogue: &Catalogue) -> Result<Workload, String> {
@@ -178,6 +182,11 @@ fn energy(row: &Row<'_>, workload: &Workload) -> Result<f64, String> {
     } else {
         1.0
     };
+    if *whole && images > 1.0 && text("batch_size").is_empty() {
+        return Err(format!(
+            "batch_size is empty and {images} images were made: say how many together"
+        ));
+    }
     let energy = value * joules / images;
     let calls = workload.model_calls() / f64::from(workload.batch.max(1));
     if energy < LEAST_A_CALL * calls {
