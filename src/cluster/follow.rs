@@ -302,11 +302,10 @@ async fn write(
     let done = context
         .call(api.replace_status(&reservation.name_any(), &params, &written))
         .await;
-    if let (Err(Failure::Late | Failure::Api(_)), Some(_)) = (&done, &lesson) {
-        lesson
-            .take()
-            .into_iter()
-            .for_each(|lesson| lesson.unheard(laws));
+    if matches!(done, Err(Failure::Late | Failure::Api(_)))
+        && let Some(lesson) = lesson.take()
+    {
+        lesson.unheard(laws);
     }
     done?;
     crate::serve::crash::point("after-settle");

@@ -48,13 +48,12 @@ pub struct Stack {
 
 /// The branch of a driver's version: `550` of `550.54.15`.
 pub fn driver_branch(version: &str) -> String {
-    let branch: String = version
+    version
         .chars()
         .take_while(|c| *c != '.')
         .filter(char::is_ascii_alphanumeric)
         .take(8)
-        .collect();
-    branch
+        .collect()
 }
 
 impl Features {

@@ -63,7 +63,7 @@ pub fn fit_from(mut law: Law, runs: &[Observation]) -> Result<Law, FitError> {
         law.admit(&law.own(&run.features));
         law.range.cover(&run.features);
     }
-    law.usual_power = usual_power(runs);
+    law.usual_power = usual_power(runs).unwrap_or(law.usual_power);
     law.basis = runs.first().map(|run| run.basis).or(law.basis);
     let prior = law.clone();
     let some: Vec<&Observation> = runs.iter().step_by(runs.len() / MOST + 1).collect();
@@ -75,13 +75,13 @@ pub fn fit_from(mut law: Law, runs: &[Observation]) -> Result<Law, FitError> {
     Ok(finish(law, &prior, &all))
 }
 
-/// ln of the power limit in the middle of those told.
-fn usual_power(runs: &[Observation]) -> f64 {
+/// ln of the power limit in the middle of those told; `None` where none is.
+fn usual_power(runs: &[Observation]) -> Option<f64> {
     let told = runs.iter().filter_map(|run| run.features.stack.power);
     let mut told: Vec<f64> = told.collect();
     told.sort_by(f64::total_cmp);
-    let middle = told.get(told.len() / 2);
-    middle.map_or(0.0, |power| power.clamp(LEAST_LIMIT, MOST_LIMIT).ln())
+    let middle = told.get(told.len() / 2)?;
+    Some(middle.clamp(LEAST_LIMIT, MOST_LIMIT).ln())
 }
 
 fn iterate(law: &mut Law, prior: &Law, runs: &[&Observation], times: usize) {

@@ -19,8 +19,6 @@ pub(super) struct Seen {
     /// Jobs by UID: how often each was released.
     released: BTreeMap<String, u32>,
     held: BTreeSet<String>,
-    /// Jobs that ran before they were asked for.
-    adopted: BTreeSet<String>,
 }
 
 fn reservations(server: &Server) -> Vec<CarbonReservation> {
@@ -102,9 +100,6 @@ impl Seen {
             return Ok(());
         }
         if !self.held.remove(&uid) {
-            if !self.released.contains_key(&uid) {
-                self.adopted.insert(uid);
-            }
             return Ok(());
         }
         let name = format!("job-{uid}");

@@ -231,13 +231,7 @@ impl Sim {
     }
 
     fn by_authors(&mut self) -> Result<(), String> {
-        let jobs: Vec<server::Key> = self
-            .server
-            .objects
-            .keys()
-            .filter(|key| key.0 == "jobs")
-            .cloned()
-            .collect();
+        let jobs = self.jobs();
         if jobs.len() < 7 && !self.random.once_in(6) {
             // Now and then the webhook is away.
             let held = !self.random.once_in(6);
@@ -260,15 +254,13 @@ impl Sim {
         self.jobs_checked()
     }
 
+    fn jobs(&self) -> Vec<server::Key> {
+        let keys = self.server.objects.keys();
+        keys.filter(|key| key.0 == "jobs").cloned().collect()
+    }
+
     fn jobs_checked(&mut self) -> Result<(), String> {
-        let keys: Vec<server::Key> = self
-            .server
-            .objects
-            .keys()
-            .filter(|key| key.0 == "jobs")
-            .cloned()
-            .collect();
-        for key in keys {
+        for key in self.jobs() {
             self.seen.check(&self.server, &key)?;
         }
         Ok(())
