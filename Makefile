@@ -60,7 +60,7 @@ score: ## Score the law on the public data of DATA (../shared/data/energy) into 
 
 bench: install-tools ## Print the figures of docs/benchmarks.md
 	$(CARGO) build --release --workspace
-	$(CARGO) bench -q --bench figures
+	./target/release/figures
 
 races: ## Let leaders race in 10,000 simulated stories (RACES=10000); make test runs 1,000
 	JOULEWARD_RACES=$${RACES:-10000} $(CARGO) test --lib -- --nocapture sim::leaders

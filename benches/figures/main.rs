@@ -1,4 +1,4 @@
-//! `make bench`: the figures of docs/benchmarks.md, each in one run beside its baseline.
+//! `make bench`, or `figures webhook` for a part: the figures of docs/benchmarks.md, each in one run beside its baseline.
 //! Everything talks to 127.0.0.1 only, for a bounded time.
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
@@ -17,7 +17,16 @@ mod webhook;
 
 fn main() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    law::run();
-    exporter::run();
-    webhook::run();
+    // All, or those named.
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let parts: [(&str, fn()); 3] = [
+        ("law", law::run),
+        ("exporter", exporter::run),
+        ("webhook", webhook::run),
+    ];
+    for (name, run) in parts {
+        if wanted.is_empty() || wanted.iter().any(|want| want == name) {
+            run();
+        }
+    }
 }
