@@ -2,7 +2,7 @@
 
 use crate::carbon::{Footprint, Intensity, Milligrams, Pue};
 use crate::law::{
-    Basis, Catalogue, Count, Features, Form, GPU_EXAMPLES, Gpu, Law, Prediction, Workload,
+    Basis, Catalogue, Count, Features, Form, GPU_EXAMPLES, Gpu, Law, Prediction, Stack, Workload,
 };
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -22,6 +22,8 @@ pub struct Request {
     pub gpus: u32,
     /// GPU products the job may land on; empty = any the cluster has.
     pub eligible: Vec<Gpu>,
+    /// Driver and power limit where they are known; the software is the workload's.
+    pub stack: Stack,
 }
 
 /// A GPU product where it stands: under which grid.
@@ -84,18 +86,19 @@ impl Oracle {
     /// Predicts a request at quantile `p`; of several eligible sites the dearest is
     /// charged.
     pub fn estimate(&self, request: &Request, p: f64) -> Result<Estimate, EstimateError> {
-        let (count, features) = self
+        let (count, mut features) = self
             .catalogue
             .job(&request.workload, request.pods, request.gpus)
             .ok_or_else(|| EstimateError::Model(request.workload.model.clone()))?;
+        features.stack.driver.clone_from(&request.stack.driver);
+        features.stack.power = request.stack.power;
         let sites = self.eligible(request)?;
         let dearest = sites
             .iter()
             .map(|site| {
                 let law = self.law(&site.gpu);
                 let mut prediction = law.predict(&features);
-                let suspect = (site.gpu.clone(), request.namespace.clone());
-                let calibrated = self.suspects.get(&suspect).copied();
+                let calibrated = self.suspected(&site.gpu, &request.namespace);
                 if let Some(factor) = calibrated {
                     prediction.median.0 *= factor;
                     // What an author leaves out is not known as well as what a law says.
@@ -130,6 +133,15 @@ impl Oracle {
             dearest: sites.len() > 1,
             calibrated,
         })
+    }
+
+    /// What a namespace's annotations are known to be off by.
+    fn suspected(&self, gpu: &Gpu, namespace: &str) -> Option<f64> {
+        if self.suspects.is_empty() {
+            return None;
+        }
+        let key = (gpu.clone(), namespace.to_owned());
+        self.suspects.get(&key).copied()
     }
 
     /// The law for a product: its own, or one inherited of another product's, or the prior.

@@ -5,12 +5,12 @@ use crate::budget::{EstimateError, Oracle};
 use crate::carbon::{Intensity, Place, Pue, embedded};
 use crate::law::workload::{
     ALL, BATCH, CONTROLNETS, DENOISING_END, FRAMES, GUIDANCE, HEIGHT, IMAGES, LORA, MODEL,
-    NEGATIVE, PRECISION, REFINER, SCHEDULER, STEPS, STRENGTH, TILING, TRUE_CFG, WIDTH,
+    NEGATIVE, PRECISION, REFINER, SCHEDULER, SOFTWARE, STEPS, STRENGTH, TILING, TRUE_CFG, WIDTH,
 };
-use crate::law::{Annotation, Catalogue, Gpu, Law, Workload};
+use crate::law::{Annotation, Catalogue, Gpu, Law, Stack, Workload, driver_branch};
 use clap::Args;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(super) fn wrong(text: String) -> anyhow::Error {
     WrongInput(text).into()
@@ -80,10 +80,14 @@ pub(super) struct WorkloadArguments {
     /// Part of the steps before the refiner's.
     #[arg(long)]
     denoising_end: Option<String>,
+    /// Stack that the pipeline runs on, by the name that its runs are annotated with, for
+    /// example diffusers-0.35-compile.
+    #[arg(long)]
+    software: Option<String>,
 }
 
 impl WorkloadArguments {
-    fn given(&self) -> [(Annotation, &Option<String>); 18] {
+    fn given(&self) -> [(Annotation, &Option<String>); 19] {
         [
             (MODEL, &self.model),
             (WIDTH, &self.width),
@@ -103,6 +107,7 @@ impl WorkloadArguments {
             (TILING, &self.vae_tiling),
             (REFINER, &self.refiner),
             (DENOISING_END, &self.denoising_end),
+            (SOFTWARE, &self.software),
         ]
     }
 
@@ -219,22 +224,56 @@ impl GridArguments {
     }
 }
 
-/// Laws and models of one's own.
+/// What the node tells of the board; else as in the law's newest runs.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Knowledge")]
-pub(super) struct KnowledgeArguments {
-    /// Laws: files that `jouleward fit --save` writes, or EnergyLaw objects in YAML or JSON;
-    /// else the built-in prior. May be given several times.
+#[command(next_help_heading = "Node")]
+pub(super) struct NodeArguments {
+    /// Version or branch of the NVIDIA driver, for example 550.54.15.
     #[arg(long)]
-    law: Vec<PathBuf>,
+    driver: Option<String>,
+    /// Enforced power limit of the board as a fraction of its default, for example 0.7.
+    #[arg(long)]
+    power_limit: Option<f64>,
+}
+
+impl NodeArguments {
+    pub(super) fn stack(&self) -> anyhow::Result<Stack> {
+        let branch = |version: &String| {
+            let branch = driver_branch(version);
+            if branch.is_empty() {
+                return Err(wrong(format!(
+                    "--driver {version:?} is no version, for example 550.54.15"
+                )));
+            }
+            Ok(branch)
+        };
+        if let Some(limit) = self
+            .power_limit
+            .filter(|limit| !(0.05..=2.0).contains(limit))
+        {
+            return Err(wrong(format!(
+                "--power-limit {limit} is not from 0.05 to 2, for example 0.7 for 70 % of the board's default"
+            )));
+        }
+        Ok(Stack {
+            software: None,
+            driver: self.driver.as_ref().map(branch).transpose()?,
+            power: self.power_limit,
+        })
+    }
+}
+
+/// Models of one's own.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct CatalogueArguments {
     /// Catalogue of models beside the built-in one, as `jouleward model import` writes it. May
     /// be given several times.
     #[arg(long)]
     catalogue: Vec<PathBuf>,
 }
 
-impl KnowledgeArguments {
-    pub(super) fn catalogue(&self) -> anyhow::Result<Catalogue> {
+impl CatalogueArguments {
+    pub(super) fn read(&self) -> anyhow::Result<Catalogue> {
         let mut catalogue = Catalogue::built_in();
         for path in &self.catalogue {
             let hint = "give a catalogue file as `jouleward model import` writes it";
@@ -245,19 +284,31 @@ impl KnowledgeArguments {
         }
         Ok(catalogue)
     }
+}
+
+/// Laws and models of one's own.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Knowledge")]
+pub(super) struct KnowledgeArguments {
+    /// Laws: files that `jouleward fit --save` writes, or EnergyLaw objects in YAML or JSON;
+    /// else the built-in prior. May be given several times.
+    #[arg(long)]
+    law: Vec<PathBuf>,
+    #[command(flatten)]
+    catalogue: CatalogueArguments,
+}
+
+impl KnowledgeArguments {
+    pub(super) fn catalogue(&self) -> anyhow::Result<Catalogue> {
+        self.catalogue.read()
+    }
 
     pub(super) fn laws(&self) -> anyhow::Result<BTreeMap<Gpu, Law>> {
         let mut laws = BTreeMap::new();
         for path in &self.law {
             let hint = "`jouleward fit FILE --save FOLDER` writes such a file";
             let text = read(path, "--law:", hint)?;
-            for law in law_texts(&text) {
-                let law = Law::load(&law).map_err(|error| {
-                    wrong(format!(
-                        "--law: {} is no law: {error}; {hint}",
-                        path.display()
-                    ))
-                })?;
+            for law in laws_of(path, &text)? {
                 laws.insert(law.gpu.clone(), law);
             }
         }
@@ -303,8 +354,21 @@ pub(super) fn check_quantile(quantile: f64) -> anyhow::Result<()> {
     )))
 }
 
-/// The states in a file: the file itself, or those of the EnergyLaw objects in it.
-fn law_texts(text: &str) -> Vec<String> {
+/// The laws of the EnergyLaw objects in a file, or the one that the file itself is.
+pub(super) fn laws_of(path: &Path, text: &str) -> anyhow::Result<Vec<Law>> {
+    let law = |state: String| {
+        Law::load(&state).map_err(|error| {
+            wrong(format!(
+                "{} is no law: {error}; `jouleward fit FILE --save FOLDER` writes such a file, and kubectl get energylaws -o yaml gives those of a cluster that have learnt",
+                path.display()
+            ))
+        })
+    };
+    law_states(text).into_iter().map(law).collect()
+}
+
+/// The states in a file: those of the EnergyLaw objects in it, or the file itself.
+fn law_states(text: &str) -> Vec<String> {
     use serde::Deserialize;
     let state = |object: &serde_json::Value| -> Option<String> {
         Some(object.get("status")?.get("state")?.as_str()?.to_owned())

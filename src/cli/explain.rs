@@ -2,8 +2,8 @@
 //! its origin.
 
 use super::arguments::{
-    GridArguments, KnowledgeArguments, WorkloadArguments, check_quantile, gpu, oracle,
-    unpredictable, wrong,
+    GridArguments, KnowledgeArguments, NodeArguments, WorkloadArguments, check_quantile, gpu,
+    oracle, unpredictable, wrong,
 };
 use super::output::{Format, columns, print};
 use crate::budget::{Estimate, Request};
@@ -29,6 +29,8 @@ pub(super) struct Explain {
     /// GPUs of each pod.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     gpus: u32,
+    #[command(flatten)]
+    node: NodeArguments,
     #[command(flatten)]
     grid: GridArguments,
     #[command(flatten)]
@@ -99,6 +101,7 @@ impl Explain {
             pods: self.pods,
             gpus: self.gpus,
             eligible: vec![product.clone()],
+            stack: self.node.stack()?,
         };
         let estimate = oracle
             .estimate(&request, self.quantile)

@@ -1,6 +1,6 @@
 //! `jouleward fit`: the laws fitted to a table of runs, and how good they are.
 
-use super::arguments::{KnowledgeArguments, wrong};
+use super::arguments::{KnowledgeArguments, laws_of, read, wrong};
 use super::measured;
 use super::output::{Format, columns, print};
 use super::prometheus;
@@ -9,8 +9,8 @@ use crate::law::{Form, Gpu, Law, Observation, Score, fit, fit_from, score};
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 /// Fits the energy laws to measured runs and scores them.
 #[derive(Debug, Args)]
@@ -18,14 +18,15 @@ use std::path::PathBuf;
   jouleward fit runs.csv
   jouleward fit runs.csv --save laws/ -o json
   jouleward fit --prometheus http://127.0.0.1:9090 --range 30d --save laws/
-  kubectl get energylaws -o yaml > laws.yaml; jouleward fit new-runs.jsonl --law laws.yaml
+  kubectl get energylaws -o yaml > laws.yaml; jouleward fit laws.yaml
+  jouleward fit new-runs.jsonl --law laws.yaml
 Columns: model, gpu, width, height, steps, energy_joules_per_image (or energy_wh_per_image, or
 of the whole run energy_joules, energy_wh, energy_kwh with images); optional num_gpus,
 precision, frames, cfg, guidance_scale, batch_size, strength, scheduler, basis (gross or net of
 idle). JSON lines (.jsonl) have the same names. Rows that cannot be used are listed with their
-line.")]
+line. Of EnergyLaw objects (.yaml, .json) what the cluster has learnt is shown as it stands.")]
 pub(super) struct Fit {
-    /// CSV file, or JSON lines, with one run a line.
+    /// CSV file, or JSON lines, with one run a line; or EnergyLaw objects in YAML or JSON.
     #[arg(required_unless_present = "prometheus", conflicts_with = "prometheus")]
     data: Option<PathBuf>,
     /// Prometheus-compatible server with the exporter's and kube-state-metrics' series, for
@@ -58,10 +59,20 @@ struct Fitted {
     form: Form,
     /// Whether idle power is in the energies.
     basis: &'static str,
+    runs: u64,
+    models: usize,
     parameters: BTreeMap<String, f64>,
-    in_sample: Score,
+    /// Absent where the runs are not at hand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_sample: Option<Score>,
+    /// Of a cluster's law: mean error of what it said before each run, newer ones weighing more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recent_error: Option<f64>,
     /// Absent with fewer than three models.
     leave_one_model_out: Option<Score>,
+    /// What to know before trusting it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -72,6 +83,9 @@ struct LeftOut {
 
 impl Fit {
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        if let Some(path) = self.data.as_ref().filter(|path| holds_objects(path)) {
+            return print(self.output, &self.learnt(path)?, table);
+        }
         let catalogue = self.knowledge.catalogue()?;
         let begun = self.knowledge.laws()?;
         let (dataset, source) = match (&self.data, &self.prometheus) {
@@ -101,6 +115,30 @@ impl Fit {
         print(self.output, &report, table)
     }
 
+    /// What a cluster has learnt, out of its EnergyLaw objects.
+    fn learnt(&self, path: &PathBuf) -> anyhow::Result<Report> {
+        let hint = "give EnergyLaw objects, for example of kubectl get energylaws -o yaml";
+        let text = read(path, "fit:", hint)?;
+        let mut laws = Vec::new();
+        for law in laws_of(path, &text)? {
+            self.save(&law.gpu, &law)?;
+            laws.push(Fitted {
+                gpu: law.gpu.to_string(),
+                form: law.form,
+                basis: law.basis().unwrap_or_default().as_str(),
+                runs: law.observations,
+                models: law.models(),
+                parameters: parameters(&law),
+                in_sample: None,
+                recent_error: law.recent_error(),
+                leave_one_model_out: None,
+                notes: Vec::new(),
+            });
+        }
+        let left_out = Vec::new();
+        Ok(Report { laws, left_out })
+    }
+
     fn fitted(
         &self,
         form: Form,
@@ -128,9 +166,13 @@ impl Fit {
             gpu: gpu.to_string(),
             form,
             basis: runs.first().map_or("gross", |run| run.basis.as_str()),
+            runs: law.observations,
+            models: in_sample.models,
             parameters: parameters(&law),
-            in_sample,
+            in_sample: Some(in_sample),
+            recent_error: None,
             leave_one_model_out: left_out,
+            notes: notes(form, &law, runs),
         })
     }
 
@@ -144,6 +186,40 @@ impl Fit {
         std::fs::write(&path, law.save())
             .with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// True where the file's ending is that of objects.
+fn holds_objects(path: &Path) -> bool {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    matches!(ending, Some("yaml" | "yml" | "json"))
+}
+
+/// What too few runs, or too few different ones, leave untold.
+fn notes(form: Form, law: &Law, runs: &[Observation]) -> Vec<String> {
+    let shared = law.parameters().filter(|(name, _)| !name.contains('/'));
+    let shared = shared.count();
+    let different = |run: &Observation| {
+        let f = &run.features;
+        let numbers = [f.calls, f.flops.0, f.images, f.gpus, f.batch];
+        (f.model.clone(), numbers.map(f64::to_bits))
+    };
+    let different: BTreeSet<_> = runs.iter().map(different).collect();
+    let energies: BTreeSet<u64> = runs.iter().map(|run| run.energy.0.to_bits()).collect();
+    let mut notes = Vec::new();
+    if different.len() < shared {
+        notes.push(format!(
+            "{} different runs for the {shared} parameters of the {} law: what they do not tell stays as it is believed before any run",
+            different.len(),
+            form.as_str()
+        ));
+    }
+    if form == Form::default() && runs.len() > 1 && energies.len() == 1 {
+        notes.push(format!(
+            "all {} runs have the same energy: measured values scatter, so look where they are from",
+            runs.len()
+        ));
+    }
+    notes
 }
 
 fn parameters(law: &Law) -> BTreeMap<String, f64> {
@@ -174,9 +250,13 @@ fn table(report: &Report) -> String {
         rows.push(vec![
             law.gpu.clone(),
             law.form.as_str().to_owned(),
-            law.in_sample.runs.to_string(),
-            law.in_sample.models.to_string(),
-            percent(law.in_sample.mape),
+            law.runs.to_string(),
+            law.models.to_string(),
+            match (&law.in_sample, law.recent_error) {
+                (Some(score), _) => percent(score.mape),
+                (None, Some(error)) => format!("{} of late", percent(error)),
+                (None, None) => "-".to_owned(),
+            },
             or_dash(|score| score.mape),
             or_dash(|score| score.worst),
             or_dash(|score| score.coverage_90),
@@ -195,6 +275,11 @@ fn table(report: &Report) -> String {
             get("gigaelement"),
             get("launch")
         );
+    }
+    for law in &report.laws {
+        for note in &law.notes {
+            text += &format!("{}: {note}\n", law.gpu);
+        }
     }
     if !report.left_out.is_empty() {
         text += &format!("{} rows left out:\n", report.left_out.len());

@@ -2,8 +2,8 @@
 //! of a manifest, or a table of workloads.
 
 use super::arguments::{
-    GridArguments, KnowledgeArguments, WorkloadArguments, check_quantile, gpu, oracle, parameter,
-    read, unpredictable, workload, wrong,
+    GridArguments, KnowledgeArguments, NodeArguments, WorkloadArguments, check_quantile, gpu,
+    oracle, parameter, read, unpredictable, workload, wrong,
 };
 use super::output::{Format, columns, print};
 use crate::budget::{Estimate, Oracle, Request};
@@ -43,6 +43,8 @@ pub(super) struct Predict {
     /// CSV table with one workload a line.
     #[arg(long)]
     table: Option<PathBuf>,
+    #[command(flatten)]
+    node: NodeArguments,
     #[command(flatten)]
     grid: GridArguments,
     #[command(flatten)]
@@ -164,6 +166,7 @@ impl Predict {
                 pods: self.pods,
                 gpus: self.gpus,
                 eligible: vec![self::gpu(name)?],
+                stack: self.node.stack()?,
             },
         })
     }
@@ -172,6 +175,7 @@ impl Predict {
     fn of_manifest(&self, path: &PathBuf, oracle: &Oracle) -> anyhow::Result<Vec<Asked>> {
         let text = read(path, "--filename:", "give a manifest with a Job or a Pod")?;
         let file = path.display();
+        let stack = self.node.stack()?;
         let mut asked = Vec::new();
         let mut objects = Vec::new();
         for document in serde_yaml::Deserializer::from_str(&text) {
@@ -218,6 +222,7 @@ impl Predict {
                     pods: work.pods,
                     gpus: work.gpus,
                     eligible,
+                    stack: stack.clone(),
                 },
             });
         }
@@ -234,6 +239,7 @@ impl Predict {
         let mut reader = csv::Reader::from_reader(text.as_bytes());
         let header = reader.headers()?.clone();
         check_columns(path, &header)?;
+        let stack = self.node.stack()?;
         let mut asked = Vec::new();
         for (index, record) in reader.records().enumerate() {
             let line = format!("line {}", index + 2);
@@ -273,6 +279,7 @@ impl Predict {
                     pods: number("pods", self.pods, 100_000)?,
                     gpus: number("num_gpus", number("gpus", self.gpus, 64)?, 64)?,
                     eligible,
+                    stack: stack.clone(),
                 },
             });
         }

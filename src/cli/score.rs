@@ -1,9 +1,11 @@
 //! `jouleward score`: the scoreboard of the laws' forms on measured runs.
 
+use super::arguments::CatalogueArguments;
 use super::measured;
 use super::output::{Format, columns, print};
 use crate::law::score::{
-    in_sample, leave_architecture_out, leave_one_model_out, one_step_ahead, own_runs, transfer,
+    in_sample, leave_architecture_out, leave_one_model_out, one_step_ahead, own_runs, shares,
+    transfer,
 };
 use crate::law::{Catalogue, FitError, Form, Gpu, Judged, Observation, fit};
 use clap::Args;
@@ -22,6 +24,8 @@ pub(super) struct Score {
     /// Files with measured runs.
     #[arg(required = true)]
     data: Vec<PathBuf>,
+    #[command(flatten)]
+    catalogue: CatalogueArguments,
     /// Print a page in Markdown, with the misses named.
     #[arg(long)]
     markdown: bool,
@@ -47,12 +51,29 @@ struct Set {
     runs: Vec<Observation>,
 }
 
+const MODEL_OUT: &str = "leave one model out";
+
+type Split = fn(Form, &[Observation]) -> Result<Vec<Judged>, FitError>;
+
+/// The splits of one set of runs, beside those in sample.
+const SPLITS: [(&str, Split); 7] = [
+    (MODEL_OUT, leave_one_model_out),
+    ("leave architecture out", leave_architecture_out),
+    ("as a stream, one step ahead", |form, runs| {
+        Ok(one_step_ahead(form, runs))
+    }),
+    ("after 0 own runs", |form, runs| own_runs(form, runs, 0)),
+    ("after 1 own runs", |form, runs| own_runs(form, runs, 1)),
+    ("after 3 own runs", |form, runs| own_runs(form, runs, 3)),
+    ("after 10 own runs", |form, runs| own_runs(form, runs, 10)),
+];
+
 /// What was judged, by split and form, over all sets.
 type Pool = BTreeMap<(String, Form), Vec<Judged>>;
 
 impl Score {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let catalogue = Catalogue::built_in();
+        let catalogue = self.catalogue.read()?;
         let mut sets = Vec::new();
         let mut left_out = Vec::new();
         for path in &self.data {
@@ -125,20 +146,8 @@ fn splits(form: Form, set: &Set) -> Result<Vec<(String, Vec<Judged>)>, FitError>
     if law.models() < 3 {
         return Ok(splits);
     }
-    splits.push((
-        "leave one model out".to_owned(),
-        leave_one_model_out(form, runs)?,
-    ));
-    splits.push((
-        "leave architecture out".to_owned(),
-        leave_architecture_out(form, runs)?,
-    ));
-    splits.push((
-        "as a stream, one step ahead".to_owned(),
-        one_step_ahead(form, runs),
-    ));
-    for k in [0, 1, 3, 10] {
-        splits.push((format!("after {k} own runs"), own_runs(form, runs, k)?));
+    for (name, split) in SPLITS {
+        splits.push((name.to_owned(), split(form, runs)?));
     }
     Ok(splits)
 }
@@ -238,15 +247,32 @@ fn markdown(lines: &[Line], sets: &[Set], pool: &Pool, left_out: &[String]) -> S
         out += &row(&cells(line));
     }
     out += "\n## Misses\n\nModels that the default form predicts worst when they are left out:\n\n";
-    out += "| model | runs | off by, mean | worst |\n|---|---|---|---|\n";
-    for (model, runs, mean, worst) in misses(pool) {
+    out += "| model | runs | off by, mean | worst | unlike the others |\n|---|---|---|---|---|\n";
+    let unlike = unlike(sets);
+    for miss in misses(pool) {
+        let mut why: Vec<&str> = unlike
+            .get(&miss.model)
+            .map(String::as_str)
+            .into_iter()
+            .collect();
+        let outside = format!("beyond them in {}", miss.outside.join(", "));
+        if !miss.outside.is_empty() {
+            why.push(&outside);
+        }
         out += &format!(
-            "| {model} | {runs} | {:+.1} % | {:.1} % |\n",
-            mean * 100.0,
-            worst * 100.0
+            "| {} | {} | {:+.1} % | {:.1} % | {} |\n",
+            miss.model,
+            miss.runs,
+            miss.mean * 100.0,
+            miss.worst * 100.0,
+            why.join("; ")
         );
     }
-    out += &format!("\n{}\n", REASONS.trim());
+    for (split, _) in SPLITS {
+        if !lines.iter().any(|line| line.split == split) {
+            out += &format!("\n{split}: no set of runs has enough for it.\n");
+        }
+    }
     for row in left_out {
         out += &format!("\nLeft out: {row}.\n");
     }
@@ -254,9 +280,19 @@ fn markdown(lines: &[Line], sets: &[Set], pool: &Pool, left_out: &[String]) -> S
     out
 }
 
+/// A model that was left out, and how far off its predictions were.
+struct Miss {
+    model: String,
+    runs: usize,
+    mean: f64,
+    worst: f64,
+    /// Dimensions in which most of its runs lie beyond those of the others.
+    outside: Vec<&'static str>,
+}
+
 /// Models by how far off they are when left out, farthest first.
-fn misses(pool: &Pool) -> Vec<(String, usize, f64, f64)> {
-    let key = ("leave one model out".to_owned(), Form::default());
+fn misses(pool: &Pool) -> Vec<Miss> {
+    let key = (MODEL_OUT.to_owned(), Form::default());
     let mut by_model: BTreeMap<&str, Vec<&Judged>> = BTreeMap::new();
     for judged in pool.get(&key).into_iter().flatten() {
         by_model.entry(&judged.model).or_default().push(judged);
@@ -270,23 +306,53 @@ fn misses(pool: &Pool) -> Vec<(String, usize, f64, f64)> {
                 .map(|j| j.predicted / j.measured - 1.0)
                 .sum::<f64>()
                 / n;
-            let worst = judged.iter().map(|j| j.error()).fold(0.0, f64::max);
-            (model.to_owned(), judged.len(), mean, worst)
+            let mut beyond: BTreeMap<&'static str, usize> = BTreeMap::new();
+            for name in judged.iter().flat_map(|j| j.outside.names()) {
+                *beyond.entry(name).or_default() += 1;
+            }
+            let outside = beyond.into_iter().filter(|(_, n)| *n * 2 > judged.len());
+            Miss {
+                model: model.to_owned(),
+                runs: judged.len(),
+                mean,
+                worst: judged.iter().map(|j| j.error()).fold(0.0, f64::max),
+                outside: outside.map(|(name, _)| name).collect(),
+            }
         })
         .collect();
-    misses.sort_by(|a, b| b.2.abs().total_cmp(&a.2.abs()));
+    misses.sort_by(|a, b| b.mean.abs().total_cmp(&a.mean.abs()));
     misses
 }
 
-const REASONS: &str = "
-- **kandinsky-3** costs a fifth more than its work says: bottleneck convolutions with few channels at
-  full resolution, transposed convolutions, and conditional norms run far below the rate of others.
-- **qwen-image** and **sd3.5-large** are off in opposite directions on the paper's cells, where only three other
-  models are left to learn from; how many GPUs a 20-billion-parameter model was spread over, and whether
-  its negative prompt was empty, is not told there.
-- **sdxl** and **sdxl-turbo** cost less than their work says: deep stacks of wide matrix products reach a
-  higher rate than the mixed layers of the other U-Nets.
-";
+/// Of each model, the part of the arithmetic whose share of its energy stands farthest off that
+/// of the other models beside it.
+fn unlike(sets: &[Set]) -> BTreeMap<String, String> {
+    let mut found: BTreeMap<String, (f64, String)> = BTreeMap::new();
+    for set in sets {
+        let Ok(law) = fit(Form::default(), &set.gpu, &set.runs) else {
+            continue;
+        };
+        let models = shares(&law, &set.runs);
+        let others = (models.len() as f64 - 1.0).max(1.0);
+        for (model, own) in &models {
+            for (part, share) in own {
+                let all = models.values().filter_map(|of| of.get(part));
+                let rest = (all.sum::<f64>() - share) / others;
+                let off = (share - rest).abs();
+                if found.get(model).is_none_or(|(most, _)| off > *most) {
+                    let text = format!(
+                        "{:.0} % of its energy in {part}, the others {:.0} %",
+                        share * 100.0,
+                        rest * 100.0
+                    );
+                    found.insert(model.clone(), (off, text));
+                }
+            }
+        }
+    }
+    let texts = found.into_iter().filter(|(_, (off, _))| *off >= 0.02);
+    texts.map(|(model, (_, text))| (model, text)).collect()
+}
 
 const MEANING: &str = "
 **in sample** judges the runs that were fitted. **leave one model out** and **leave architecture out** judge

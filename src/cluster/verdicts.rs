@@ -8,7 +8,7 @@ use crate::budget::{
     Totals, Verdict, alternatives, decide,
 };
 use crate::carbon::Milligrams;
-use crate::law::Workload;
+use crate::law::{Stack, Workload};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use std::sync::{Arc, OnceLock};
@@ -77,6 +77,7 @@ pub(super) fn forecast(work: &Work, oracle: &Oracle) -> Forecast {
                 pods: work.pods,
                 gpus: work.gpus,
                 eligible: work.eligible.clone(),
+                stack: Stack::default(),
             }),
             problem: None,
             first: OnceLock::new(),

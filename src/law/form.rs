@@ -282,7 +282,7 @@ fn several_gpus(gradient: &mut Vec<Slope<'_>>, f: &Features, value: &impl Fn(&st
 pub(super) fn level_name(kind: &str, name: &str) -> String {
     const MOST: usize = 32;
     if name.len() <= MOST {
-        return format!("{kind}{name}");
+        return [kind, name].concat();
     }
     // FNV-1a, 64 bits.
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

@@ -4,7 +4,7 @@
 use super::features::{Basis, Features};
 use super::form::{Belief, DRIVER, Form, Own, SOFTWARE, Slope, level_name};
 use super::gpu::{Generation, Gpu, Prior};
-use super::linalg::{Symmetric, dot};
+use super::linalg::Symmetric;
 use super::predict::{Outside, Prediction};
 use super::range::{Range, WIDENING};
 use super::statistics::t_quantile;
@@ -174,10 +174,8 @@ impl Law {
 
     /// Runs learnt from, of one model.
     pub fn runs_of(&self, model: &str) -> u64 {
-        self.parameters
-            .iter()
-            .find(|p| p.name == level_name("model/", model))
-            .map_or(0, |p| p.runs)
+        let level = level_name("model/", model);
+        self.index(&level).map_or(0, |i| self.parameters[i].runs)
     }
 
     /// Running mean of the absolute error of predictions made before each run, as a
@@ -254,11 +252,35 @@ impl Law {
     /// ln E and its variance, noise of one run included.
     fn ln_energy(&self, features: &Features, own: &[Own]) -> (f64, f64) {
         let (ln, slopes) = self.linearise(features, own);
-        let (x, absent) = self.dense(&slopes);
-        (
-            ln,
-            dot(&x, &self.covariance.times(&x)) + absent + self.noise,
-        )
+        (ln, self.doubt(&slopes) + self.noise)
+    }
+
+    /// Variance of ln E for the doubt about the parameters: of the many that a law has, a run
+    /// depends on a few.
+    fn doubt(&self, slopes: &[Slope<'_>]) -> f64 {
+        let mut known: Vec<(usize, f64)> = Vec::with_capacity(slopes.len());
+        let mut variance = 0.0;
+        for slope in slopes {
+            match self.index(slope.name) {
+                Some(i) => known.push((i, slope.by)),
+                None => variance += self.absent(slope),
+            }
+        }
+        for (n, (i, by)) in known.iter().enumerate() {
+            let others = known[..n].iter();
+            let others: f64 = others.map(|(j, by)| by * self.covariance.get(*i, *j)).sum();
+            variance += by * (2.0 * others + by * self.covariance.get(*i, *i));
+        }
+        variance
+    }
+
+    /// The same of a parameter that this law does not have yet.
+    fn absent(&self, slope: &Slope<'_>) -> f64 {
+        if slope.name.starts_with("model/") {
+            slope.by.powi(2) * self.model_variance()
+        } else {
+            (slope.by * slope.sd).powi(2)
+        }
     }
 
     /// The run's own parameters; of what is not told of its stack, those that are usual.
@@ -304,12 +326,9 @@ impl Law {
         let mut x = vec![0.0; self.parameters.len()];
         let mut absent = 0.0;
         for slope in slopes {
-            if let Some(i) = self.index(slope.name) {
-                x[i] = slope.by;
-            } else if slope.name.starts_with("model/") {
-                absent += slope.by.powi(2) * self.model_variance();
-            } else {
-                absent += (slope.by * slope.sd).powi(2);
+            match self.index(slope.name) {
+                Some(i) => x[i] = slope.by,
+                None => absent += self.absent(slope),
             }
         }
         (x, absent)

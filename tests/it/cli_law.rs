@@ -279,6 +279,7 @@ fn a_model_on_disk_becomes_an_entry_that_costs_what_it_costs() {
     ] {
         assert_eq!(ours[figure], known[figure], "{figure}");
     }
+    insta::assert_snapshot!("import", entry);
     // The same as an object of the cluster.
     let object = said(&["model", "import", disk, "--name", "our-sdxl", "--manifest"]);
     assert!(object.contains("kind: DiffusionModel") && object.contains("UNet2DConditionModel"));
@@ -432,6 +433,7 @@ fn the_scoreboard_sets_the_forms_side_by_side() {
     let folder = folder("score");
     let data = runs(&folder);
     let table = said(&["score", &data]);
+    insta::assert_snapshot!("score", table);
     for words in [
         "Roofline",
         "Additive",
@@ -449,6 +451,15 @@ fn the_scoreboard_sets_the_forms_side_by_side() {
     let csv = said(&["score", &data, "-o", "csv"]);
     assert!(csv.starts_with("data,split,form,"), "{csv}");
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// What stands written in a picture.
+fn texts(svg: &str) -> String {
+    let parts = svg.split("<text").skip(1).filter_map(|part| {
+        let (_, rest) = part.split_once('>')?;
+        rest.split_once("</text>").map(|(text, _)| text.trim())
+    });
+    parts.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
@@ -481,6 +492,7 @@ fn pictures_are_drawn_as_svg_and_png_without_fonts_of_the_system() {
         .concat(),
     );
     let svg = std::fs::read_to_string(at("fit.svg")).unwrap();
+    insta::assert_snapshot!("plot", texts(&svg));
     assert!(
         svg.contains("measured, J an image") && svg.contains("<circle"),
         "{svg}"
@@ -524,5 +536,231 @@ fn a_law_fitted_on_one_product_speaks_of_another_by_data_sheets() {
     std::fs::write(&path, serde_yaml::to_string(&object).unwrap()).unwrap();
     let own = ["--law", path.to_str().unwrap(), "-o", "json"];
     assert_eq!(said(&[&args[..], &own].concat()), prediction);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_fit_reads_as_a_table_and_what_a_cluster_has_learnt_as_the_same() {
+    let folder = folder("fit");
+    let data = runs(&folder);
+    let laws = folder.join("laws");
+    let table = said(&["fit", &data, "--save", laws.to_str().unwrap()]);
+    insta::assert_snapshot!("fit", table);
+    let state = std::fs::read_to_string(laws.join("l40s.json")).unwrap();
+    let object = serde_json::json!({"kind": "List", "items": [
+        {"kind": "EnergyLaw", "spec": {"gpu": "NVIDIA-L40S"}, "status": {"state": state}},
+        {"kind": "EnergyLaw", "spec": {"gpu": "NVIDIA-A40"}},
+    ]});
+    let path = folder.join("laws.yaml");
+    std::fs::write(&path, serde_yaml::to_string(&object).unwrap()).unwrap();
+    let again = folder.join("again");
+    let args = [
+        "fit",
+        path.to_str().unwrap(),
+        "--save",
+        again.to_str().unwrap(),
+    ];
+    let learnt = said(&args);
+    insta::assert_snapshot!("fit_of_objects", learnt);
+    assert_eq!(
+        std::fs::read_to_string(again.join("l40s.json")).unwrap(),
+        state,
+        "what was saved is what is saved again"
+    );
+    std::fs::write(&path, "kind: ConfigMap\n").unwrap();
+    assert!(refused(&args).contains("kubectl get energylaws"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_fit_of_too_little_says_what_it_does_not_know() {
+    let folder = folder("little");
+    let path = folder.join("runs.csv");
+    let row = "sdxl,NVIDIA L40S,1024,1024,20,1500,true\n";
+    let head = "model,gpu,width,height,steps,energy_joules_per_image,cfg\n";
+    std::fs::write(&path, format!("{head}{row}{row}")).unwrap();
+    let table = said(&["fit", path.to_str().unwrap()]);
+    assert!(table.contains("1 different runs for the"), "{table}");
+    assert!(table.contains("all 2 runs have the same energy"), "{table}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn the_stack_that_a_law_has_met_is_asked_for_on_the_command_line() {
+    let folder = folder("stack");
+    let path = folder.join("runs.csv");
+    let mut text =
+        "model,gpu,width,height,steps,energy_joules_per_image,cfg,software,driver,power_limit\n"
+            .to_owned();
+    for model in ["sd1.5", "sdxl", "pixart-sigma"] {
+        for steps in [10, 20, 30, 40] {
+            for (stack, times) in [
+                ("eager,535.1,1", 1.0),
+                ("compiled,550.2,1", 0.7),
+                ("eager,535.1,0.5", 0.8),
+            ] {
+                let joules = f64::from(steps) * 60.0 * times;
+                text += &format!("{model},NVIDIA L40S,1024,1024,{steps},{joules},true,{stack}\n");
+            }
+        }
+    }
+    std::fs::write(&path, text).unwrap();
+    let laws = folder.join("laws");
+    said(&[
+        "fit",
+        path.to_str().unwrap(),
+        "--save",
+        laws.to_str().unwrap(),
+    ]);
+    let law = laws.join("l40s.json");
+    let joules = |more: &[&str]| -> f64 {
+        let args = [
+            "predict",
+            "--model",
+            "sdxl",
+            "--gpu",
+            "NVIDIA-L40S",
+            "-o",
+            "json",
+            "--law",
+            law.to_str().unwrap(),
+        ];
+        let report: serde_json::Value =
+            serde_json::from_str(&said(&[&args[..], more].concat())).unwrap();
+        report["joulesMedian"].as_f64().unwrap()
+    };
+    let eager = joules(&[
+        "--software",
+        "eager",
+        "--driver",
+        "535",
+        "--power-limit",
+        "1",
+    ]);
+    let compiled = joules(&[
+        "--software",
+        "compiled",
+        "--driver",
+        "550.54.15",
+        "--power-limit",
+        "1",
+    ]);
+    let limited = joules(&[
+        "--software",
+        "eager",
+        "--driver",
+        "535",
+        "--power-limit",
+        "0.5",
+    ]);
+    assert!(
+        (0.65..0.8).contains(&(compiled / eager)),
+        "{compiled} beside {eager}"
+    );
+    assert!(
+        (0.75..0.9).contains(&(limited / eager)),
+        "{limited} beside {eager}"
+    );
+    let args = ["predict", "--model", "sdxl", "--gpu", "NVIDIA-L40S"];
+    for (flag, value, words) in [
+        ("--driver", "..", "550.54.15"),
+        ("--power-limit", "70", "0.05 to 2"),
+        ("--software", "a b", "letters"),
+    ] {
+        let why = refused(&[&args[..], &[flag, value]].concat());
+        assert!(why.contains(words), "{why}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn pipelines_of_other_shapes_are_imported_and_cost_what_the_catalogue_says() {
+    let folder = folder("shapes");
+    let index = |class: &str, denoiser: &str, network: &str| {
+        format!(
+            r#"{{"_class_name": "{class}", "{denoiser}": ["diffusers", "{network}"], "scheduler": ["diffusers", "S"]}}"#
+        )
+    };
+    let cascade = r#"{"_class_name": "StableCascadeUNet", "in_channels": 4, "out_channels": 4,
+        "patch_size": 2, "conditioning_dim": 1280, "block_out_channels": [320, 640, 1280, 1280],
+        "num_attention_heads": [0, 0, 20, 20], "down_num_layers_per_block": [2, 6, 28, 6],
+        "up_num_layers_per_block": [6, 28, 6, 2], "down_blocks_repeat_mappers": [1, 1, 1, 1],
+        "up_blocks_repeat_mappers": [3, 3, 2, 2], "effnet_in_channels": 16,
+        "block_types_per_layer": [["SDCascadeResBlock", "SDCascadeTimestepBlock"],
+            ["SDCascadeResBlock", "SDCascadeTimestepBlock"],
+            ["SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"],
+            ["SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"]],
+        "pixel_mapper_in_channels": 3, "timestep_conditioning_type": ["sca"]}"#;
+    let class = |network: &str| format!(r#"{{"_class_name": "{network}"}}"#);
+    let cases = [
+        (
+            "stable-cascade",
+            "StableCascadeDecoderPipeline",
+            "decoder",
+            "StableCascadeUNet",
+            cascade.to_owned(),
+        ),
+        (
+            "flux.2-dev",
+            "Flux2Pipeline",
+            "transformer",
+            "Flux2Transformer2DModel",
+            class("Flux2Transformer2DModel"),
+        ),
+        (
+            "z-image-turbo",
+            "ZImagePipeline",
+            "transformer",
+            "ZImageTransformer2DModel",
+            class("ZImageTransformer2DModel"),
+        ),
+        (
+            "auraflow",
+            "AuraFlowPipeline",
+            "transformer",
+            "AuraFlowTransformer2DModel",
+            class("AuraFlowTransformer2DModel"),
+        ),
+    ];
+    for (known, pipeline, denoiser, network, config) in cases {
+        let disk = folder.join(known);
+        std::fs::create_dir_all(disk.join(denoiser)).unwrap();
+        std::fs::write(
+            disk.join("model_index.json"),
+            index(pipeline, denoiser, network),
+        )
+        .unwrap();
+        std::fs::write(disk.join(denoiser).join("config.json"), config).unwrap();
+        let entry = said(&["model", "import", disk.to_str().unwrap(), "--name", "ours"]);
+        let path = folder.join("ours.yaml");
+        std::fs::write(&path, &entry).unwrap();
+        let of = |model: &str| -> serde_json::Value {
+            let args = [
+                "predict",
+                "--gpu",
+                "NVIDIA-L40S",
+                "-o",
+                "json",
+                "--model",
+                model,
+                "--width",
+                "1024",
+                "--height",
+                "1024",
+                "--num-inference-steps",
+                "20",
+                "--guidance-scale",
+                "4",
+                "--catalogue",
+                path.to_str().unwrap(),
+            ];
+            serde_json::from_str(&said(&args)).unwrap()
+        };
+        assert_eq!(
+            of("ours")["teraflopsDenoising"],
+            of(known)["teraflopsDenoising"],
+            "{known}"
+        );
+    }
     std::fs::remove_dir_all(folder).unwrap();
 }

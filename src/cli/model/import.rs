@@ -42,7 +42,11 @@ const DECODERS: &[(&str, &str)] = &[
     ("AutoencoderKLHunyuanVideo", "autoencoder-hunyuanvideo"),
     ("AutoencoderKLLTXVideo", "autoencoder-ltx"),
     ("AutoencoderKLFlux2", "autoencoder-kl-16"),
+    ("PaellaVQModel", "autoencoder-paella"),
 ];
+
+/// What a pipeline calls its denoiser: Stable Cascade's is its decoder.
+const DENOISERS: [&str; 3] = ["transformer", "unet", "decoder"];
 
 /// Components of a pipeline that run no network of weight.
 const LIGHT: [&str; 6] = [
@@ -124,13 +128,14 @@ impl Import {
             .unwrap_or_default();
         let has = |name: &str| index.get(name).is_some_and(|part| !part[1].is_null());
         let of = |name: &str| config(&folder.join(name).join("config.json"));
-        let denoiser = ["transformer", "unet"]
+        let denoiser = DENOISERS
             .into_iter()
             .find(|name| has(name))
             .ok_or_else(|| {
                 wrong(format!(
-                    "{}: it has neither transformer nor unet",
-                    path.display()
+                    "{}: it has none of {}; a prior alone makes no picture",
+                    path.display(),
+                    DENOISERS.join(", ")
                 ))
             })?;
         let denoiser = of(denoiser)?;
@@ -151,6 +156,8 @@ impl Import {
             entry.defaults = like.defaults.clone();
             entry.encodes = like.encodes;
             entry.binned = like.binned;
+            // A pipeline of its own, whose folder is another.
+            entry.prior.clone_from(&like.prior);
         }
         if guessed {
             entry.certain = false;
@@ -188,19 +195,12 @@ impl Import {
             }
         }
         let known = |name: &String| {
-            let roots = [
-                "unet",
-                "transformer",
-                "vae",
-                "movq",
-                "vqgan",
-                "text_encoder",
-                "image_encoder",
-            ];
+            let roots = ["vae", "movq", "vqgan", "text_encoder", "image_encoder"];
             name.starts_with('_')
                 || roots
                     .iter()
                     .chain(&LIGHT)
+                    .chain(&DENOISERS)
                     .any(|root| name.starts_with(root))
         };
         let unknown = index

@@ -1,7 +1,10 @@
 //! From a network's `config.json` to its work.
 
 use super::work::Work;
-use super::{autoencoder, dit, mmdit, text, unet, unet_kandinsky3, unet_motion, video};
+use super::{
+    auraflow, autoencoder, cogview4, dit, flux2, mmdit, single_stream, text, unet, unet_cascade,
+    unet_kandinsky3, unet_motion, video,
+};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -39,11 +42,17 @@ const WALKS: &[(&str, Walk)] = &[
         "UNetSpatioTemporalConditionModel",
         unet_motion::walk_spatio_temporal,
     ),
+    ("StableCascadeUNet", unet_cascade::walk),
     ("SD3Transformer2DModel", mmdit::walk_sd3),
     ("FluxTransformer2DModel", mmdit::walk_flux),
     ("ChromaTransformer2DModel", mmdit::walk_flux),
+    ("Flux2Transformer2DModel", flux2::walk),
     ("QwenImageTransformer2DModel", mmdit::walk_qwen),
+    ("AuraFlowTransformer2DModel", auraflow::walk),
     ("HunyuanVideoTransformer3DModel", mmdit::walk_hunyuan_video),
+    ("CogView4Transformer2DModel", cogview4::walk),
+    ("ZImageTransformer2DModel", single_stream::walk_z_image),
+    ("Lumina2Transformer2DModel", single_stream::walk_lumina2),
     ("PixArtTransformer2DModel", dit::walk_pixart),
     ("HunyuanDiT2DModel", dit::walk_hunyuan),
     ("SanaTransformer2DModel", dit::walk_sana),
@@ -67,6 +76,8 @@ const WALKS: &[(&str, Walk)] = &[
     ("Gemma2ForCausalLM", text::walk_decoder),
     ("Qwen3Model", text::walk_decoder),
     ("Qwen3ForCausalLM", text::walk_decoder),
+    ("GlmModel", text::walk_decoder),
+    ("Mistral3ForConditionalGeneration", text::walk_decoder),
 ];
 
 /// Their names, for messages.

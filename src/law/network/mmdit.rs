@@ -11,6 +11,15 @@ use serde_json::Value;
 const ROTARY: f64 = 6.0;
 const ROTARY_KERNELS: usize = 6;
 
+/// How a feed-forward layer is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FeedForward {
+    /// An activation between two layers.
+    Plain,
+    /// The activation gates a second product: GEGLU, SwiGLU.
+    Gated,
+}
+
 /// Width and heads of the streams.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
@@ -20,6 +29,7 @@ pub(super) struct Shape {
     pub(super) rotary: bool,
     /// Width of the feed-forward layer, in widths.
     pub(super) mlp: f64,
+    pub(super) feed_forward: FeedForward,
     /// Scale, shift and gate come of a linear layer in each block.
     pub(super) modulated: bool,
 }
@@ -49,7 +59,8 @@ pub(super) fn queries(c: &mut Counter, shape: &Shape, at: Tokens) {
     prepare(c, shape, at);
 }
 
-fn prepare(c: &mut Counter, shape: &Shape, at: Tokens) {
+/// Norms and rotary embeddings of query and key.
+pub(super) fn prepare(c: &mut Counter, shape: &Shape, at: Tokens) {
     let d = shape.width();
     if shape.qk_norm {
         c.elementwise_times(2, at, d, BINARY);
@@ -60,19 +71,28 @@ fn prepare(c: &mut Counter, shape: &Shape, at: Tokens) {
 }
 
 /// Projection of what was attended to, gate, residual, norm, feed-forward, residual.
-fn rest_of_block(c: &mut Counter, shape: &Shape, at: Tokens) {
+pub(super) fn rest_of_block(c: &mut Counter, shape: &Shape, at: Tokens) {
     let d = shape.width();
     c.linear(at, d, d);
     c.elementwise(at, d, UNARY);
     c.elementwise(at, d, BINARY);
     c.elementwise_times(3, at, d, UNARY);
-    c.mlp(at, d, shape.mlp * d, d);
+    match shape.feed_forward {
+        FeedForward::Plain => c.mlp(at, d, shape.mlp * d, d),
+        FeedForward::Gated => c.gated_mlp(at, d, shape.mlp * d),
+    }
     c.elementwise(at, d, UNARY);
     c.elementwise(at, d, BINARY);
 }
 
 /// Two streams with weights of their own, one attention over both.
-fn double_block(c: &mut Counter, shape: &Shape, image: Tokens, text: Tokens, last: bool) {
+pub(super) fn double_block(
+    c: &mut Counter,
+    shape: &Shape,
+    image: Tokens,
+    text: Tokens,
+    last: bool,
+) {
     for at in [image, text] {
         let chunks = if last && at == text { 2.0 } else { 6.0 };
         adaptive_norm(c, shape, at, chunks);
@@ -107,7 +127,7 @@ fn single_block(c: &mut Counter, shape: &Shape, at: Tokens) {
     c.elementwise(at, d, BINARY);
 }
 
-fn output(c: &mut Counter, shape: &Shape, at: Tokens, channels: f64) {
+pub(super) fn output(c: &mut Counter, shape: &Shape, at: Tokens, channels: f64) {
     adaptive_norm(c, shape, at, 2.0);
     c.linear(at, shape.width(), channels);
 }
@@ -154,6 +174,7 @@ pub(super) fn walk_sd3(config: &Value, text_tokens: f64) -> Result<Work, ConfigE
         qk_norm: model.qk_norm.is_some(),
         rotary: false,
         mlp: 4.0,
+        feed_forward: FeedForward::Plain,
         modulated: true,
     };
     let (d, mut c) = (shape.width(), Counter::default());
@@ -222,7 +243,7 @@ pub(super) fn walk_flux(config: &Value, text_tokens: f64) -> Result<Work, Config
     within(
         config,
         "num_layers",
-        model.num_layers + model.num_single_layers,
+        model.num_layers.saturating_add(model.num_single_layers),
         1000,
     )?;
     let shape = Shape {
@@ -231,6 +252,7 @@ pub(super) fn walk_flux(config: &Value, text_tokens: f64) -> Result<Work, Config
         qk_norm: true,
         rotary: true,
         mlp: 4.0,
+        feed_forward: FeedForward::Plain,
         modulated: super::class(config) != Some("ChromaTransformer2DModel"),
     };
     let (d, mut c) = (shape.width(), Counter::default());
@@ -288,6 +310,7 @@ pub(super) fn walk_qwen(config: &Value, text_tokens: f64) -> Result<Work, Config
         qk_norm: true,
         rotary: true,
         mlp: 4.0,
+        feed_forward: FeedForward::Plain,
         modulated: true,
     };
     let (d, mut c) = (shape.width(), Counter::default());
@@ -349,7 +372,7 @@ pub(super) fn walk_hunyuan_video(config: &Value, text_tokens: f64) -> Result<Wor
     within(
         config,
         "num_layers",
-        model.num_layers + model.num_single_layers,
+        model.num_layers.saturating_add(model.num_single_layers),
         1000,
     )?;
     let shape = Shape {
@@ -358,6 +381,7 @@ pub(super) fn walk_hunyuan_video(config: &Value, text_tokens: f64) -> Result<Wor
         qk_norm: true,
         rotary: true,
         mlp: model.mlp_ratio,
+        feed_forward: FeedForward::Plain,
         modulated: true,
     };
     let (d, mut c) = (shape.width(), Counter::default());

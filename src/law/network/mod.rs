@@ -8,14 +8,22 @@
 //! The counts agree with operation-by-operation counts of the same configurations (1
 //! multiply-accumulate = 2 FLOPs) within 1 %.
 
+mod auraflow;
 mod autoencoder;
+mod cogview4;
 mod config;
 mod counter;
 mod dit;
+mod flux2;
 mod mmdit;
 mod polynomial;
+mod single_stream;
+#[cfg(test)]
+mod tests;
 mod text;
 mod unet;
+mod unet_cascade;
+mod unet_cascade_levels;
 mod unet_kandinsky3;
 mod unet_motion;
 mod video;

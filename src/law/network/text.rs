@@ -147,9 +147,11 @@ impl Default for Decoder {
     }
 }
 
-/// A language model that reads the prompt once: Qwen, Llama, Gemma.
+/// A language model that reads the prompt once: Qwen, Llama, Gemma, GLM, Mistral. One that also
+/// looks at pictures keeps the fields of its text in `text_config`.
 pub(super) fn walk_decoder(config: &Value, text_tokens: f64) -> Result<Work, ConfigError> {
-    let model: Decoder = fields(config)?;
+    let text = config.get("text_config").filter(|text| text.is_object());
+    let model: Decoder = fields(text.unwrap_or(config))?;
     let layers = within(config, "num_hidden_layers", model.num_hidden_layers, 1000)?;
     let (d, heads) = (model.hidden_size, model.num_attention_heads.max(1.0));
     let head = model.head_dim.unwrap_or(d / heads);

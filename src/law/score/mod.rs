@@ -8,9 +8,10 @@ pub use splits::{
 };
 
 use super::features::Observation;
+use super::predict::Outside;
 use super::state::Law;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One prediction beside what was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -21,6 +22,9 @@ pub struct Judged {
     /// Bounds of the nominal 90 % interval.
     pub low: f64,
     pub high: f64,
+    /// Where the run lies outside of what the law had learnt from.
+    #[serde(skip)]
+    pub outside: Outside,
 }
 
 impl Judged {
@@ -32,6 +36,7 @@ impl Judged {
             predicted: prediction.median.0,
             low: prediction.quantile(0.05).0,
             high: prediction.quantile(0.95).0,
+            outside: prediction.outside,
         }
     }
 
@@ -157,6 +162,28 @@ fn ranks(values: Vec<f64>) -> Vec<f64> {
     ranks
 }
 
+/// Where each model's energy goes: the mean share of each part of the arithmetic.
+pub fn shares(law: &Law, runs: &[Observation]) -> BTreeMap<String, BTreeMap<&'static str, f64>> {
+    let mut shares: BTreeMap<String, BTreeMap<&'static str, f64>> = BTreeMap::new();
+    let mut counts: BTreeMap<&str, f64> = BTreeMap::new();
+    for run in runs {
+        let parts = law.explain(&run.features).parts;
+        let all: f64 = parts.iter().map(|part| part.joules).sum();
+        let own = shares.entry(run.features.model.clone()).or_default();
+        for part in parts {
+            *own.entry(part.name).or_default() += part.joules / all;
+        }
+        *counts.entry(&run.features.model).or_default() += 1.0;
+    }
+    for (model, own) in &mut shares {
+        let count = counts.get(model.as_str()).copied().unwrap_or(1.0);
+        for share in own.values_mut() {
+            *share /= count;
+        }
+    }
+    shares
+}
+
 /// Scores a law as it stands.
 pub fn score(law: &Law, runs: &[Observation]) -> Score {
     Score::of(&in_sample(law, runs))
@@ -173,6 +200,7 @@ mod tests {
             predicted: *predicted,
             low: predicted * 0.9,
             high: predicted * 1.1,
+            outside: Outside::default(),
         };
         pairs.iter().map(of).collect()
     }

@@ -206,13 +206,13 @@ impl Reader<'_> {
 
     /// An annotation of ours that nobody reads is a typing error, not a comment.
     fn unknown(&mut self) {
-        const STAMPS: &[&str] = crate::contract::STAMPS;
         for name in self
             .annotations
             .keys()
             .filter(|name| name.starts_with("jouleward.dev/"))
         {
-            let known = ALL.iter().any(|a| a.name == name) || STAMPS.contains(&name.as_str());
+            let known = ALL.iter().any(|a| a.name == name)
+                || crate::contract::NO_PARAMETERS.contains(&name.as_str());
             if !known {
                 let names = ALL.iter().map(|a| a.name).collect::<Vec<_>>().join(", ");
                 self.errors.push(ParameterError {
