@@ -5,10 +5,44 @@ use super::wire::Lite;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Review {
+#[serde(rename_all = "camelCase")]
+pub(super) struct Review<'b> {
+    #[serde(borrow, default)]
+    pub(super) api_version: Cow<'b, str>,
+    #[serde(borrow, default)]
+    pub(super) kind: Cow<'b, str>,
     pub(super) request: Request,
+}
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
+
+/// A body that is no review.
+#[derive(Debug, thiserror::Error)]
+pub enum ReviewError {
+    #[error("not an AdmissionReview: {0}")]
+    Syntax(#[from] serde_json::Error),
+    #[error(
+        "apiVersion {api_version:?}, kind {kind:?}: {API_VERSION}, {KIND} is answered; set admissionReviewVersions: [v1]"
+    )]
+    Unknown { api_version: String, kind: String },
+}
+
+impl<'b> Review<'b> {
+    pub(super) fn read(body: &'b [u8]) -> Result<Self, ReviewError> {
+        let review: Self = serde_json::from_slice(body)?;
+        if review.api_version == API_VERSION && review.kind == KIND {
+            return Ok(review);
+        }
+        let short = |text: &str| text.chars().take(80).collect();
+        Err(ReviewError::Unknown {
+            api_version: short(&review.api_version),
+            kind: short(&review.kind),
+        })
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,14 +87,27 @@ pub(super) struct Response<'r> {
     pub(super) patch_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) warnings: Vec<String>,
+    /// What the API server's audit log is to tell, under the webhook's name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) audit_annotations: BTreeMap<&'static str, String>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Answered<'r> {
-    pub(super) api_version: &'static str,
-    pub(super) kind: &'static str,
-    pub(super) response: Response<'r>,
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response<'r>,
+}
+
+impl<'r> Answered<'r> {
+    pub(super) fn of(response: Response<'r>) -> Self {
+        Self {
+            api_version: API_VERSION,
+            kind: KIND,
+            response,
+        }
+    }
 }
 
 /// One step of a JSON patch (RFC 6902).

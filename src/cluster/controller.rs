@@ -176,7 +176,7 @@ fn answer(call: &Call, context: &Context) -> Answer {
             Answer {
                 status: StatusCode::OK,
                 content_type,
-                body: body.into_bytes(),
+                body: body.into(),
             }
         }
         "/healthz" => Answer::text(StatusCode::OK, "ok\n"),

@@ -1,7 +1,7 @@
 //! Admission reviews: a pure function of the review and a snapshot. No call goes out, no
 //! state is kept: a dry run is answered like any other and changes nothing.
 
-use super::admission::{Answered, Change, Put, Request, Response, Review};
+use super::admission::{Answered, Change, Put, Request, Response, Review, ReviewError};
 use super::objects::{Kind, Owner, Work};
 use super::verdicts::{
     Forecast, Spoken, Terms, forecast, judge, parameter_warning, strictest, worst,
@@ -9,7 +9,7 @@ use super::verdicts::{
 use super::wire::Lite;
 use super::world::{NodeInfo, Objects};
 use crate::api::{CarbonBudget, EnergyLaw};
-use crate::budget::{Decision, Mode, Oracle, WhenUnavailable};
+use crate::budget::{Decision, Mode, Oracle, Reason, WhenUnavailable};
 use crate::contract::{GATE, GRANTED, HOLD, PREDICTION, PRODUCT_LABEL, REFUSED};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -85,22 +85,20 @@ pub enum Step {
 const POD_MAKERS: &str = "system:serviceaccount:kube-system:";
 const POD_MAKER: &str = "system:kube-controller-manager";
 
-/// Answers one review; an unreadable one is an error for the caller.
+/// Answers one review.
+///
+/// # Errors
+/// A body that is no review of the version that is spoken here.
 pub fn answer(
     step: Step,
     body: &[u8],
     snapshot: &Snapshot,
     now: Timestamp,
-) -> Result<(Vec<u8>, Outcome), serde_json::Error> {
-    let Review { mut request } = serde_json::from_slice(body)?;
+) -> Result<(Vec<u8>, Outcome), ReviewError> {
+    let Review { mut request, .. } = Review::read(body)?;
     let object = request.object.take();
     let (response, outcome) = decide_request(step, &request, object, snapshot, now);
-    let review = Answered {
-        api_version: "admission.k8s.io/v1",
-        kind: "AdmissionReview",
-        response,
-    };
-    Ok((serde_json::to_vec(&review)?, outcome))
+    Ok((serde_json::to_vec(&Answered::of(response))?, outcome))
 }
 
 fn decide_request<'r>(
@@ -117,6 +115,7 @@ fn decide_request<'r>(
         patch: None,
         patch_type: None,
         warnings: Vec::new(),
+        audit_annotations: BTreeMap::new(),
     };
     let mut outcome = Outcome {
         kind: "other",
@@ -232,8 +231,11 @@ impl Case<'_> {
             .as_ref()
             .is_some_and(|old| old.metadata.annotations.contains_key(HOLD));
         let released = self.request.operation == "UPDATE" && (self.work.granted || was_held);
-        let hold =
-            self.holds() && !self.work.author_suspended && !released && self.work.node.is_none();
+        let hold = self.holds()
+            && !self.work.author_suspended
+            && !released
+            && self.work.node.is_none()
+            && self.work.break_glass.is_none();
         outcome.reason = "Stamped";
         if hold {
             self.hold(&mut patch);
@@ -301,7 +303,21 @@ impl Case<'_> {
         }
     }
 
+    /// Whoever may break the glass is known to the API server: its policy refuses all others.
+    fn break_glass(&self, why: &str, response: &mut Response<'_>, outcome: &mut Outcome) {
+        outcome.reason = Reason::BreakGlass.as_str();
+        let said = format!("jouleward: break-glass: neither held nor refused, and charged: {why}");
+        response.warnings.push(said);
+        response
+            .audit_annotations
+            .insert("break-glass", why.to_owned());
+    }
+
     fn validate(&self, response: &mut Response<'_>, outcome: &mut Outcome) {
+        if let Some(why) = &self.work.break_glass {
+            self.break_glass(why, response, outcome);
+            return;
+        }
         let oracle = &self.snapshot.oracle;
         let forecast = forecast(self.work, oracle);
         let spoken = self.terms.iter().map(|terms| {

@@ -6,9 +6,11 @@ use crate::contract::{self as c};
 use crate::serve::exposition::{Family, Histogram, LATENCY, Value};
 use crate::serve::http::{Answer, Call};
 use arc_swap::ArcSwap;
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
+
+const JSON: &str = "application/json";
 
 /// The snapshot that reviews are answered from, and what became of them.
 #[derive(Debug)]
@@ -52,16 +54,21 @@ impl Reviewer {
             "/validate" => Step::Validate,
             _ => return Answer::not_found(),
         };
+        if call.method != Method::POST {
+            return Answer::text(StatusCode::METHOD_NOT_ALLOWED, "POST an AdmissionReview\n");
+        }
+        if let Some(other) = call.content_type.as_deref().filter(|kind| *kind != JSON) {
+            let kind: String = other.chars().take(80).collect();
+            let why = format!("content type {kind:?}: an AdmissionReview comes as {JSON}\n");
+            return Answer::text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
+        }
         let began = clock::monotonic_micros();
         let answered = answer(step, &call.body, &self.snapshot.load(), clock::now());
         let seconds = clock::monotonic_micros().saturating_sub(began) as f64 / 1e6;
         self.count(step, answered.as_ref().ok().map(|(_, o)| o), seconds);
         match answered {
             Ok((body, _)) => Answer::json(body),
-            Err(error) => Answer::text(
-                StatusCode::BAD_REQUEST,
-                format!("not an AdmissionReview: {error}\n"),
-            ),
+            Err(error) => Answer::text(StatusCode::BAD_REQUEST, format!("{error}\n")),
         }
     }
 

@@ -201,7 +201,7 @@ impl Context {
                 Answer {
                     status: StatusCode::OK,
                     content_type,
-                    body: body.into_bytes(),
+                    body: body.into(),
                 }
             }
             "/healthz" => Answer::text(StatusCode::OK, "ok\n"),

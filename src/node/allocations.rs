@@ -245,6 +245,14 @@ impl Allocations {
             .collect()
     }
 
+    /// Until when a pod held, that holds nothing any more.
+    pub fn left(&self, uid: &str) -> Option<u64> {
+        let all = self.tenures.values().flatten();
+        all.filter(|t| t.holder.uid == uid)
+            .filter_map(|t| t.until)
+            .max()
+    }
+
     /// Everyone who holds now.
     pub fn current(&self) -> impl Iterator<Item = (&str, &Tenure)> {
         self.tenures

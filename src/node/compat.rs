@@ -53,5 +53,7 @@ fn labels(node: &str, gpu: &GpuInfo) -> String {
         ("modelName", gpu.model.clone()),
         ("hostname", node.to_owned()),
     ];
-    braces(&labels.to_vec(), None)
+    let mut text = String::new();
+    braces(&mut text, &labels.to_vec(), None);
+    text
 }

@@ -206,7 +206,7 @@ pub async fn once(settings: Settings, dump: bool) -> Result<String, ExporterErro
     if dump {
         return Ok(serde_json::to_string_pretty(&sampler.found_out()).unwrap_or_default() + "\n");
     }
-    Ok(shared.snapshot.load().shown(compat, None).0)
+    Ok(shared.snapshot.load().text(compat))
 }
 
 fn answer(call: &Call, shared: &Shared, compat: Option<Compat>) -> Answer {
@@ -217,7 +217,7 @@ fn answer(call: &Call, shared: &Shared, compat: Option<Compat>) -> Answer {
             Answer {
                 status: StatusCode::OK,
                 content_type,
-                body: body.into_bytes(),
+                body,
             }
         }
         "/v1/pods" => ledger_page(shared),

@@ -121,7 +121,7 @@ pub(super) fn page(
             shared: account.shared,
             incomplete: account.incomplete,
             power_limit_permille: (known > 0).then(|| sum / known),
-            held_milliseconds: account.ended.unwrap_or(now).saturating_sub(account.since) / 1000,
+            held_milliseconds: account.held(now) / 1000,
             ended_milliseconds_ago: account.ended.map(|ended| now.saturating_sub(ended) / 1000),
         }
     };

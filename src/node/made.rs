@@ -103,6 +103,7 @@ mod tests {
             path: "/v1/images".to_owned(),
             query: query.to_owned(),
             accept: None,
+            content_type: None,
             body: hyper::body::Bytes::new(),
         }
     }
@@ -123,7 +124,7 @@ mod tests {
             assert_eq!(text, format!("{{\"jouleward.dev/images-done\":{kept}}}"));
         }
         let answer = made.answer(&call(Method::GET, ""));
-        assert_eq!(answer.body, b"{\"imagesDone\":12}");
+        assert_eq!(&answer.body[..], b"{\"imagesDone\":12}");
         std::fs::remove_file(&message).unwrap();
     }
 
@@ -137,7 +138,7 @@ mod tests {
         assert_eq!(made.so_far(), None);
         let vain = made.answer(&call(Method::POST, "done=1"));
         assert_eq!(vain.status, StatusCode::INTERNAL_SERVER_ERROR);
-        let why = String::from_utf8(vain.body).unwrap();
+        let why = String::from_utf8(vain.body.to_vec()).unwrap();
         assert!(why.contains("terminationMessagePath"), "{why}");
         let other = made.answer(&call(Method::DELETE, "done=1"));
         assert_eq!(other.status, StatusCode::METHOD_NOT_ALLOWED);

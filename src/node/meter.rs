@@ -37,6 +37,9 @@ pub struct PodAccount {
     pub opened: u64,
     /// µs, monotonic: when it was seen to hold no more and its last window was settled.
     pub ended: Option<u64>,
+    /// The same: until when it held, where it ended.
+    #[serde(default)]
+    pub left: Option<u64>,
     /// True where some of its energy is a share of a shared GPU.
     pub shared: bool,
     /// True where some of what its GPUs burned cannot be said to be its or not.
@@ -48,6 +51,13 @@ pub struct PodAccount {
 }
 
 impl PodAccount {
+    /// µs that it held its GPUs until `now`, from when it was seen to come until it was seen to
+    /// leave.
+    pub fn held(&self, now: u64) -> u64 {
+        let until = self.left.or(self.ended).unwrap_or(now);
+        until.saturating_sub(self.since)
+    }
+
     /// All its energy.
     pub fn energy(&self) -> Microjoules {
         self.shares
@@ -206,11 +216,12 @@ impl Meter {
             .collect();
         for account in self.pods.values_mut() {
             let holds = open.contains(account.uid.as_str());
-            account.ended = if holds {
-                None
-            } else {
-                account.ended.or(Some(now))
-            };
+            if holds {
+                (account.ended, account.left) = (None, None);
+            } else if account.ended.is_none() {
+                account.ended = Some(now);
+                account.left = allocations.left(&account.uid);
+            }
         }
     }
 
@@ -264,7 +275,7 @@ impl Meter {
             for account in self.pods.values_mut() {
                 // Its time stamps are of another clock; one that runs again opens again.
                 (account.since, account.opened) = (0, 0);
-                account.ended = Some(0);
+                (account.ended, account.left) = (Some(0), None);
                 account.from_other_boot = true;
             }
         }
@@ -317,6 +328,7 @@ fn account<'a>(
             since,
             opened: now,
             ended: None,
+            left: None,
             shared: false,
             incomplete: false,
             from_other_boot: false,

@@ -9,9 +9,13 @@ use super::meter::{GpuTotals, Meter, PodAccount};
 use super::nvml::{CallError, GpuInfo, OpenError};
 use crate::contract::{self as c};
 use crate::law::Microjoules;
-use crate::serve::exposition::{Family, Histogram, LATENCY, Labels, Value, render};
+use crate::serve::exposition::{
+    Family, Histogram, LATENCY, Labels, OPENMETRICS, TEXT, Value, content_type, openmetrics, text,
+};
+use hyper::body::Bytes;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// How the exporter itself is doing.
 #[derive(Debug, Clone)]
@@ -185,6 +189,14 @@ pub(super) struct NodeSnapshot {
     held: Vec<Held>,
     namespaces: BTreeMap<String, Microjoules>,
     pub(super) health: Health,
+    pages: Pages,
+}
+
+/// What was rendered already: however many scrape, a look is rendered once a format.
+#[derive(Debug, Clone, Default)]
+struct Pages {
+    text: OnceLock<Bytes>,
+    openmetrics: OnceLock<Bytes>,
 }
 
 impl NodeSnapshot {
@@ -225,6 +237,7 @@ impl NodeSnapshot {
             held,
             namespaces: meter.namespaces().clone(),
             health: health.clone(),
+            pages: Pages::default(),
         }
     }
 
@@ -234,12 +247,22 @@ impl NodeSnapshot {
         &self,
         compat: Option<Compat>,
         accept: Option<&str>,
-    ) -> (String, &'static str) {
-        let Some(compat) = compat else {
-            return render(self.families(), accept);
+    ) -> (Bytes, &'static str) {
+        let (page, kind) = match content_type(accept) {
+            OPENMETRICS if compat.is_none() => (&self.pages.openmetrics, OPENMETRICS),
+            _ => (&self.pages.text, TEXT),
         };
-        let (text, kind) = render(self.families(), None);
-        (text + &compat.text(&self.node, &self.gpus), kind)
+        let page = page.get_or_init(|| match kind {
+            OPENMETRICS => openmetrics(self.families()).into(),
+            _ => self.text(compat).into(),
+        });
+        (page.clone(), kind)
+    }
+
+    /// In the text format, with another exporter's names where they are asked for.
+    pub(super) fn text(&self, compat: Option<Compat>) -> String {
+        let more = compat.map(|compat| compat.text(&self.node, &self.gpus));
+        text(&self.families()) + &more.unwrap_or_default()
     }
 
     /// All families, in the order of the contract.

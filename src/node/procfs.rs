@@ -27,23 +27,35 @@ struct Seen {
     owner: Option<Owner>,
     /// µs on the monotonic clock when it was last alive: samples lag behind an exit.
     alive_at: u64,
+    /// The same: when its folder was last asked.
+    asked_at: u64,
 }
 
 /// nvidia-cuda-mps-server and -control, as the kernel cuts a process's name.
 const MPS_SERVER: &str = "nvidia-cuda-mps";
 
+/// An answer this young is believed: the watch asks of every process more often.
+const FRESH_US: u64 = 500_000;
 /// How long after its exit a process is still known.
 const REMEMBERED_US: u64 = 15_000_000;
 
 impl Seen {
     /// `None` where the folder is not open.
-    fn lives(&mut self) -> Option<bool> {
+    fn lives(&mut self, now: u64) -> Option<bool> {
         let folder = self.folder.as_ref()?;
+        self.asked_at = now;
         let lives = accessat(folder, "stat", Access::EXISTS, AtFlags::empty()).is_ok();
         if !lives {
             self.folder = None;
         }
         Some(lives)
+    }
+}
+
+impl Seen {
+    /// True where it lived when it was asked a moment ago.
+    fn is_fresh(&self, now: u64) -> bool {
+        self.folder.is_some() && now.saturating_sub(self.asked_at) <= FRESH_US
     }
 }
 
@@ -63,9 +75,9 @@ impl Processes {
     }
 
     /// True while the process that was seen under this PID lives.
-    pub(super) fn alive(&mut self, pid: u32) -> bool {
+    pub(super) fn alive(&mut self, pid: u32, now: u64) -> bool {
         if let Some(seen) = self.seen.get_mut(&pid)
-            && let Some(alive) = seen.lives()
+            && let Some(alive) = seen.lives(now)
         {
             return alive;
         }
@@ -86,7 +98,7 @@ impl Processes {
     /// Whose a process is; `None` where it cannot be told, or where it is nobody's.
     pub(super) fn owner(&mut self, pid: u32, now: u64) -> Option<Owner> {
         if let Some(seen) = self.seen.get_mut(&pid)
-            && seen.lives() == Some(true)
+            && (seen.is_fresh(now) || seen.lives(now) == Some(true))
         {
             seen.alive_at = now;
             return seen.owner.clone();
@@ -121,6 +133,7 @@ impl Processes {
                 start: start?,
                 owner: owner.clone(),
                 alive_at: now,
+                asked_at: now,
             },
         );
         owner
@@ -175,6 +188,20 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_not_asked_after_at_every_look() {
+        let root = std::env::temp_dir().join(format!("jouleward-fresh-{}", std::process::id()));
+        let pod = "cccccccc-cccc-cccc-cccc-cccccccccccc";
+        start(&root, 9, 100, pod);
+        let mut processes = Processes::new(root.clone(), None);
+        let own = Some(Owner::Pod(pod.to_owned()));
+        assert_eq!(processes.owner(9, 0), own);
+        end(&root, 9);
+        assert_eq!(processes.owner(9, FRESH_US), own, "asked a moment ago");
+        let gone = FRESH_US + REMEMBERED_US + 1;
+        assert_eq!(processes.owner(9, gone), None, "that was long ago");
+    }
+
+    #[test]
     fn a_pid_is_its_process_until_that_ends_and_then_anothers() {
         let root = std::env::temp_dir().join(format!("jouleward-proc-{}", std::process::id()));
         let [a, b] = ["a", "b"].map(|letter| {
@@ -192,9 +219,9 @@ mod tests {
         let mut processes = Processes::new(root.clone(), None);
         start(&root, 7, 100, &a);
         assert_eq!(processes.owner(7, 0), owner(&a));
-        assert!(processes.alive(7));
+        assert!(processes.alive(7, 0));
         end(&root, 7);
-        assert!(!processes.alive(7));
+        assert!(!processes.alive(7, 0));
         assert_eq!(
             processes.owner(7, REMEMBERED_US),
             owner(&a),
@@ -202,7 +229,10 @@ mod tests {
         );
         assert_eq!(processes.owner(7, REMEMBERED_US + 1), None);
         start(&root, 7, 200, &b);
-        assert!(!processes.alive(7), "the one that was seen has ended");
+        assert!(
+            !processes.alive(7, REMEMBERED_US),
+            "the one that was seen has ended"
+        );
         assert_eq!(processes.owner(7, REMEMBERED_US), owner(&b));
         end(&root, 7);
     }

@@ -155,19 +155,28 @@ impl Tallies {
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 pub const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+pub fn content_type(accept: Option<&str>) -> &'static str {
+    match accept {
+        Some(accept) if accept.contains("application/openmetrics-text") => OPENMETRICS,
+        _ => TEXT,
+    }
+}
+
 /// Renders families for an Accept header: body and content type.
 pub fn render(families: Vec<Family>, accept: Option<&str>) -> (String, &'static str) {
-    if accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
-        (openmetrics(families), OPENMETRICS)
-    } else {
-        (text(&families), TEXT)
-    }
+    let kind = content_type(accept);
+    let body = match kind {
+        OPENMETRICS => openmetrics(families),
+        _ => text(&families),
+    };
+    (body, kind)
 }
 
 #[derive(Debug)]
 struct Families(Vec<Family>);
 
-fn openmetrics(families: Vec<Family>) -> String {
+/// In the OpenMetrics format.
+pub fn openmetrics(families: Vec<Family>) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Families(families)));
     let mut body = String::new();
@@ -214,7 +223,8 @@ fn series(metric: &Metric, value: &Value, out: &mut MetricEncoder) -> Result<(),
     }
 }
 
-fn text(families: &[Family]) -> String {
+/// In the text format of Prometheus.
+pub fn text(families: &[Family]) -> String {
     let mut out = String::new();
     for family in families {
         let name = family.metric.full_name();
@@ -230,7 +240,11 @@ fn text(families: &[Family]) -> String {
         );
         for (labels, value) in &family.series {
             let _ = match value {
-                Value::Number(number) => writeln!(out, "{name}{} {number}", braces(labels, None)),
+                Value::Number(number) => {
+                    out.push_str(&name);
+                    braces(&mut out, labels, None);
+                    writeln!(out, " {number}")
+                }
                 Value::Histogram(histogram) => text_histogram(&mut out, &name, labels, histogram),
             };
         }
@@ -252,34 +266,47 @@ fn text_histogram(
         .chain(["+Inf".to_owned()]);
     for (bound, count) in bounds.zip(&histogram.counts) {
         below += count;
-        writeln!(out, "{name}_bucket{} {below}", braces(labels, Some(&bound)))?;
+        write!(out, "{name}_bucket")?;
+        braces(out, labels, Some(&bound));
+        writeln!(out, " {below}")?;
     }
-    writeln!(out, "{name}_sum{} {}", braces(labels, None), histogram.sum)?;
-    writeln!(
-        out,
-        "{name}_count{} {}",
-        braces(labels, None),
-        histogram.count
-    )
+    write!(out, "{name}_sum")?;
+    braces(out, labels, None);
+    write!(out, " {}\n{name}_count", histogram.sum)?;
+    braces(out, labels, None);
+    writeln!(out, " {}", histogram.count)
 }
 
-/// Labels as they stand behind a name; `le` is a histogram's bound.
-pub(crate) fn braces(labels: &Labels, le: Option<&str>) -> String {
-    let escape = |value: &str| {
-        value
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('\n', "\\n")
-    };
-    let mut parts: Vec<String> = labels
-        .iter()
-        .map(|(name, value)| format!("{name}=\"{}\"", escape(value)))
-        .collect();
-    parts.extend(le.map(|le| format!("le=\"{le}\"")));
-    if parts.is_empty() {
-        String::new()
-    } else {
-        format!("{{{}}}", parts.join(","))
+/// Writes labels as they stand behind a name; `le` is a histogram's bound. Straight into the page:
+/// it has thousands of them.
+pub(crate) fn braces(out: &mut String, labels: &Labels, le: Option<&str>) {
+    let all = labels.iter().map(|(name, value)| (*name, value.as_str()));
+    let mut open = '{';
+    for (name, value) in all.chain(le.map(|le| ("le", le))) {
+        out.push(open);
+        out.push_str(name);
+        out.push_str("=\"");
+        escape(out, value);
+        out.push('"');
+        open = ',';
+    }
+    if open == ',' {
+        out.push('}');
+    }
+}
+
+fn escape(out: &mut String, value: &str) {
+    if !value.contains(['\\', '"', '\n']) {
+        out.push_str(value);
+        return;
+    }
+    for letter in value.chars() {
+        match letter {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            other => out.push(other),
+        }
     }
 }
 

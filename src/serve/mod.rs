@@ -4,6 +4,7 @@ pub(crate) mod crash;
 pub mod exposition;
 pub mod fetch;
 pub mod http;
+mod idle;
 pub mod mutual;
 pub mod shutdown;
 pub mod telemetry;

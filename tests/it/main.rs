@@ -30,6 +30,7 @@ mod scraped;
 mod sharing;
 mod shown;
 mod soak;
+mod storms;
 mod support;
 mod terms;
 mod the_loop;

@@ -29,6 +29,8 @@ use std::time::Duration;
 /// How often pods and processes are looked for; a look at a folder's time and at a few
 /// files of /proc.
 const WATCH: Duration = Duration::from_millis(50);
+/// After a pod came or went, the next look: by then the counter has moved on.
+const SOON_US: u64 = 250_000;
 /// Pause before NVML is tried again.
 const REOPEN_US: u64 = 10_000_000;
 
@@ -191,6 +193,9 @@ impl Sampler {
                 self.tick(now);
                 // On the grid, so that a late tick does not shift all later ones.
                 next = (now / interval + 1) * interval;
+                if event {
+                    next = next.min(now + SOON_US);
+                }
             }
             if let Some(why) = self.lost.for_good() {
                 // Only a new process gets the driver's new library, or its devices back.
