@@ -15,8 +15,14 @@ pub const GRANTED: &str = "jouleward.dev/granted";
 /// The refusal of an object that stays suspended, in words.
 pub const REFUSED: &str = "jouleward.dev/refused";
 
-/// All stamps.
-pub const STAMPS: &[&str] = &[PREDICTION, HOLD, GRANTED, REFUSED];
+/// Lets an object run without asking its budgets, which are charged all the same; the value says
+/// why. Setting it needs [`GLASS_VERB`].
+pub const BREAK_GLASS: &str = "jouleward.dev/break-glass";
+/// The custom verb on `jobs` and `pods` that breaking the glass needs.
+pub const GLASS_VERB: &str = "jouleward-break-glass";
+
+/// Annotations that are no parameters of a workload.
+pub const NO_PARAMETERS: &[&str] = &[PREDICTION, HOLD, GRANTED, REFUSED, BREAK_GLASS];
 
 /// Label on namespaces that have a budget: the strictest mode of its budgets. Webhooks
 /// select on it; only the controller may change it.

@@ -39,6 +39,8 @@ pub enum Reason {
     ExceedsJobLimit,
     MissingParameters,
     DeadlineReached,
+    /// Someone who may has said that it is to run whatever its budgets say.
+    BreakGlass,
 }
 
 impl Reason {
@@ -51,6 +53,7 @@ impl Reason {
             Self::ExceedsJobLimit => "ExceedsJobLimit",
             Self::MissingParameters => "MissingParameters",
             Self::DeadlineReached => "DeadlineReached",
+            Self::BreakGlass => "BreakGlass",
         }
     }
 }

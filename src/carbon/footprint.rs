@@ -25,6 +25,19 @@ pub fn grams(energy: Joules, intensity: &Intensity, pue: &Pue) -> Milligrams {
     Milligrams::ceil_of_grams(energy.kilowatt_hours() * intensity.grams_per_kwh * pue.value)
 }
 
+/// The same of whole millijoules, mg/kWh and thousandths of PUE, exactly: what a measured job is
+/// charged, and what anyone can check by hand. Never negative; more than can be counted is all
+/// that can be.
+pub fn charge(millijoules: i64, milligrams_per_kwh: i64, pue_permille: i64) -> Milligrams {
+    const MILLIJOULES_PER_KWH: i128 = 3_600_000_000;
+    let [energy, intensity, pue] =
+        [millijoules, milligrams_per_kwh, pue_permille].map(|whole| i128::from(whole.max(0)));
+    let product = energy.saturating_mul(intensity).saturating_mul(pue);
+    let whole = MILLIJOULES_PER_KWH * 1000;
+    let milligrams = product / whole + i128::from(product % whole != 0);
+    Milligrams(i64::try_from(milligrams).unwrap_or(i64::MAX))
+}
+
 /// The energy that a mass of CO2e allows.
 pub fn to_joules(mass: Milligrams, intensity: &Intensity, pue: &Pue) -> Joules {
     Joules(mass.0 as f64 / 1000.0 / (intensity.grams_per_kwh * pue.value) * 3.6e6)
@@ -49,6 +62,17 @@ impl Footprint {
 mod tests {
     use super::super::{Place, embedded};
     use super::*;
+
+    #[test]
+    fn a_measured_job_is_charged_exactly_and_nothing_burns_for_nothing() {
+        // 510 J at 360 g/kWh are 51 mg, and not a rounding error more.
+        assert_eq!(charge(510_000, 360_000, 1000), Milligrams(51));
+        assert_eq!(charge(510_001, 360_000, 1000), Milligrams(52));
+        assert_eq!(charge(1, 1, 1000), Milligrams(1));
+        assert_eq!(charge(0, 360_000, 1250), Milligrams(0));
+        assert_eq!(charge(i64::MAX, i64::MAX, i64::MAX), Milligrams(i64::MAX));
+        assert_eq!(charge(-5, 360_000, 1000), Milligrams(0));
+    }
 
     #[test]
     fn a_kilowatt_hour_in_germany_emits_its_intensity_times_pue() {

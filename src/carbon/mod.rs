@@ -10,6 +10,6 @@ mod intensity;
 mod units;
 
 pub use embedded::{ASSUMED_PUE, EmbeddedError, Place, embedded};
-pub use footprint::{Footprint, grams, to_joules};
+pub use footprint::{Footprint, charge, grams, to_joules};
 pub use intensity::{Basis, Intensity, IntensityError, Kind, Pue, Signal};
 pub use units::{MassError, Milligrams};

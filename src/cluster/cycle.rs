@@ -7,7 +7,7 @@ use super::grants::{Known, Question, by_uid, commit, decide_on, fulfil};
 use super::ledger::Ledger;
 use super::memory::Memory;
 use super::objects::{Progress, Work};
-use super::refusals::{asks_again, refuse, tell_of_pods, tell_waiting};
+use super::refusals::{asks_again, refuse, tell_of_glass, tell_of_pods, tell_waiting};
 use super::verdicts::{Terms, strictest};
 use super::works::works;
 use super::{lift, upkeep};
@@ -110,6 +110,38 @@ async fn enforced(context: &Context, namespace: &str) -> Result<bool, Failure> {
     Ok(strictest(&terms) == Some(Mode::Enforce))
 }
 
+/// What the ledger is asked, and how many are held.
+fn question<'a>(
+    works: &'a [Work],
+    live: &[Arc<CarbonBudget>],
+    terms: &[Terms],
+    reserved: &HashSet<&str>,
+) -> (Question<'a>, i64) {
+    let enforce = strictest(terms) == Some(Mode::Enforce);
+    // What ended while nobody led has burned all the same, if it was under a budget then.
+    let since: Option<Timestamp> = live.iter().filter_map(|b| b.measured_since()).min();
+    let open = |work: &&Work| {
+        let last = work.ended.unwrap_or(work.created);
+        let counts = work.progress == Progress::Open || since.is_some_and(|at| last >= at);
+        counts && !reserved.contains(work.uid.as_str())
+    };
+    let mut question = Question::default();
+    let mut held = 0;
+    for work in works.iter().filter(open) {
+        if work.break_glass.is_some() && !work.author_suspended {
+            question.running.push(work);
+        } else if work.held && enforce {
+            if asks_again(work, live) {
+                question.held.push(work);
+            }
+            held += 1;
+        } else if !work.held && !work.author_suspended {
+            question.running.push(work);
+        }
+    }
+    (question, held)
+}
+
 /// Asks the ledger where something waits, runs uncharged, or stands wrong in a status.
 async fn decide(
     context: &Context,
@@ -124,27 +156,12 @@ async fn decide(
         .iter()
         .map(|r| r.spec.workload.uid.as_str())
         .collect();
-    let enforce = strictest(terms) == Some(Mode::Enforce);
-    // What ended while nobody led has burned all the same, if it was under a budget then.
-    let since: Option<Timestamp> = live.iter().filter_map(|b| b.measured_since()).min();
-    let open = |work: &&Work| {
-        let last = work.ended.unwrap_or(work.created);
-        let counts = work.progress == Progress::Open || since.is_some_and(|at| last >= at);
-        counts && !reserved.contains(work.uid.as_str())
+    let (question, held) = if terms.is_empty() {
+        // Where no budget makes sense there is nobody to ask.
+        (Question::default(), 0)
+    } else {
+        question(works, live, terms, &reserved)
     };
-    let mut question = Question::default();
-    let mut held = 0;
-    // Where no budget makes sense there is nobody to ask.
-    for work in works.iter().filter(open).filter(|_| !terms.is_empty()) {
-        if work.held && enforce {
-            if asks_again(work, live) {
-                question.held.push(work);
-            }
-            held += 1;
-        } else if !work.held && !work.author_suspended {
-            question.running.push(work);
-        }
-    }
     // A hold whose grant is persisted, and whose release a crash kept from happening.
     for work in works
         .iter()
@@ -192,7 +209,8 @@ async fn decide(
         let Some(work) = by_uid.get(uid.as_str()) else {
             continue;
         };
-        let fulfilled = fulfil(context, work, masses, terms, !work.held).await;
+        let adopted = !work.held || work.break_glass.is_some();
+        let fulfilled = fulfil(context, work, masses, terms, adopted).await;
         let done = fulfilled.is_ok();
         // One that cannot be fulfilled now stays in flight, and keeps no other waiting.
         carry_on(&work.name, fulfilled)?;
@@ -205,6 +223,9 @@ async fn decide(
             .iter()
             .find(|g| g.uid == *uid)
             .map_or("Fits", |g| g.reason.as_str());
+        if let Some(why) = &work.break_glass {
+            tell_of_glass(context, work, why).await;
+        }
         let labels = vec![
             ("namespace", namespace.to_owned()),
             ("reason", reason.to_owned()),

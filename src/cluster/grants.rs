@@ -27,7 +27,8 @@ const IN_FLIGHT: usize = 128;
 pub(super) struct Question<'a> {
     /// Held work that waits for a grant.
     pub(super) held: Vec<&'a Work>,
-    /// Work that runs already and must be charged, fitting or not.
+    /// Work that runs already, or is to run whatever budgets say, and must be charged, fitting or
+    /// not.
     pub(super) running: Vec<&'a Work>,
 }
 
@@ -88,7 +89,11 @@ pub(super) fn decide_on(
         adopted.push(Grant {
             uid: work.uid.clone(),
             masses,
-            reason: Reason::Fits,
+            reason: if work.break_glass.is_some() {
+                Reason::BreakGlass
+            } else {
+                Reason::Fits
+            },
         });
     }
     let mut plan = plan(namespace, &budgets, &candidates, now);

@@ -12,6 +12,8 @@ mod energy;
 mod follow;
 mod gauges;
 mod grants;
+#[cfg(test)]
+mod histories;
 mod lawbook;
 mod learning;
 pub mod lease;

@@ -1,7 +1,7 @@
 //! Work: jobs and pods that ask for a GPU, as admission and the ledger look at them.
 
 use super::wire::{Container, Lite, Metadata, PodSpec, Spec, Term};
-use crate::contract::{GATE, GPU_RESOURCE, GRANTED, HOLD, PRODUCT_LABEL, REFUSED};
+use crate::contract::{BREAK_GLASS, GATE, GPU_RESOURCE, GRANTED, HOLD, PRODUCT_LABEL, REFUSED};
 use crate::law::Gpu;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -62,6 +62,8 @@ pub struct Work {
     /// Suspended by its author, and not held by us.
     pub author_suspended: bool,
     pub granted: bool,
+    /// Why it is to run whatever its budgets say; who may say so, the API server checks.
+    pub break_glass: Option<String>,
     /// The refusal, as it was stamped.
     pub refused: Option<String>,
     pub progress: Progress,
@@ -97,6 +99,7 @@ impl Work {
             Kind::Job => suspended && stamp(HOLD).is_some(),
             Kind::Pod => pod.scheduling_gates.iter().any(|gate| gate.name == GATE),
         };
+        let break_glass = stamp(BREAK_GLASS).map(|why| why.trim().to_owned());
         let (granted, refused) = (stamp(GRANTED).is_some(), stamp(REFUSED).cloned());
         let owner = metadata.owner();
         let pods = match kind {
@@ -125,6 +128,7 @@ impl Work {
             held,
             author_suspended: kind == Kind::Job && suspended && !held,
             granted,
+            break_glass: break_glass.filter(|why| !why.is_empty()),
             refused,
             progress,
             ended,
@@ -150,6 +154,7 @@ impl Work {
             held: false,
             author_suspended: false,
             granted: false,
+            break_glass: None,
             refused: None,
             progress: Progress::Failed,
             ended: Some(ended),
@@ -163,7 +168,7 @@ impl Work {
     pub fn parameters(&self) -> BTreeMap<String, String> {
         self.annotations
             .iter()
-            .filter(|(name, _)| !crate::contract::STAMPS.contains(&name.as_str()))
+            .filter(|(name, _)| !crate::contract::NO_PARAMETERS.contains(&name.as_str()))
             .filter_map(|(name, value)| {
                 let name = name.strip_prefix("jouleward.dev/")?;
                 Some((name.to_owned(), value.clone()))

@@ -31,7 +31,11 @@ pub(super) fn reservation(
             SignedDuration::ZERO,
             now,
         );
-        explain(&verdict, forecast, oracle)
+        let verdict = explain(&verdict, forecast, oracle);
+        match &work.break_glass {
+            Some(why) => format!("not asked (break-glass: {why}); {verdict}"),
+            None => verdict,
+        }
     });
     let (intensity, pue) = estimate.as_ref().map_or_else(
         || oracle.fallback.clone(),

@@ -6,7 +6,7 @@ use super::memory::Memory;
 use super::objects::{Kind, Work};
 use super::verdicts::{explain, forecast};
 use crate::api::CarbonBudget;
-use crate::budget::Verdict;
+use crate::budget::{Reason, Verdict};
 use crate::contract::{self as c, GROUP, REFUSED};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
@@ -110,6 +110,13 @@ pub(super) async fn tell_of_pods(context: &Context, memory: &mut Memory, work: &
         )
         .await;
     }
+}
+
+/// Says that a job runs whatever its budgets say, and why.
+pub(super) async fn tell_of_glass(context: &Context, work: &Work, why: &str) {
+    let message = format!("runs whatever its budgets say, and is charged: {why}");
+    let reason = Reason::BreakGlass.as_str();
+    event(context, work, EventType::Warning, reason, &message).await;
 }
 
 fn words(context: &Context, work: &Work, verdict: &Verdict) -> String {

@@ -4,8 +4,7 @@
 use crate::api::{
     BookedCharge, CarbonReservation, JoinedBudget, PodCharge, ReservationStatus, RunCharge,
 };
-use crate::carbon::{Basis, Intensity, Kind, Milligrams, Pue, Signal, grams};
-use crate::law::Joules;
+use crate::carbon::{Milligrams, charge};
 use crate::node::{LedgerPage, PodEnergy};
 
 /// Runs of an exporter that one pod's record keeps apart.
@@ -153,20 +152,12 @@ fn record(pods: &mut Vec<PodCharge>, page: &LedgerPage, pod: &PodEnergy, older: 
 
 /// Milligrams of an energy at the intensity and PUE that the reservation froze.
 fn price(reservation: &CarbonReservation, millijoules: i64) -> Milligrams {
-    let intensity = Intensity {
-        zone: String::new(),
-        grams_per_kwh: reservation.spec.intensity.milligrams_per_kwh as f64 / 1000.0,
-        signal: Signal::Average,
-        basis: Basis::Lifecycle,
-        kind: Kind::Static,
-        source: String::new(),
-        relative_uncertainty: 0.0,
-    };
-    let pue = Pue {
-        value: reservation.spec.pue_permille as f64 / 1000.0,
-        source: String::new(),
-    };
-    grams(Joules(millijoules as f64 / 1000.0), &intensity, &pue)
+    let spec = &reservation.spec;
+    charge(
+        millijoules,
+        spec.intensity.milligrams_per_kwh,
+        spec.pue_permille,
+    )
 }
 
 /// Books what is new to the day at hand, for every budget by itself, so that one that could

@@ -247,3 +247,155 @@ fn the_mode_of_a_namespace_follows_its_budgets_alone() {
         Ok(())
     });
 }
+
+/// What a user does who is bound to the role of budgets' owners, and may edit.
+fn as_owner(shared: &Shared, args: &[&str], input: Option<&str>) -> anyhow::Result<Said> {
+    let args = [&["--as=owner", "--as-group=owners"], args].concat();
+    shared.stack.plane.kubectl("admin", &args, input)
+}
+
+#[test]
+fn the_glass_is_broken_by_whom_the_verb_allows_and_what_runs_is_charged_beyond_the_limit() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        let namespace = "glass";
+        jobs::filled(client, namespace, &Generate::SMALL).await?;
+        for role in ["edit", "jouleward-budget-owner"] {
+            let bind = [
+                "create",
+                "rolebinding",
+                role,
+                "-n",
+                namespace,
+                "--user=owner",
+            ];
+            let role = format!("--clusterrole={role}");
+            let said =
+                shared
+                    .stack
+                    .plane
+                    .kubectl("admin", &[&bind[..], &[&role]].concat(), None)?;
+            ensure!(said.ok, "{said:?}");
+        }
+        let why = "a demonstration tonight";
+        let urgent = |name: &str| {
+            let mut job = Generate::SMALL.job(name);
+            job["metadata"]["annotations"]["jouleward.dev/break-glass"] = json!(why);
+            job
+        };
+        let said = create(shared, namespace, &urgent("authors"))?;
+        ensure!(
+            !said.ok && said.err.contains("jouleward-break-glass"),
+            "{said:?}"
+        );
+        let mut template = Generate::SMALL.job("template");
+        template["spec"]["template"]["metadata"]["annotations"]["jouleward.dev/break-glass"] =
+            json!(why);
+        let said = create(shared, namespace, &template)?;
+        ensure!(!said.ok && said.err.contains("spec.template"), "{said:?}");
+
+        let args = ["create", "--namespace", namespace, "-f", "-"];
+        let mut empty = urgent("empty");
+        empty["metadata"]["annotations"]["jouleward.dev/break-glass"] = json!(" ");
+        let said = as_owner(shared, &args, Some(&empty.to_string()))?;
+        ensure!(!said.ok && said.err.contains("says why"), "{said:?}");
+        let said = as_owner(shared, &args, Some(&urgent("urgent").to_string()))?;
+        ensure!(said.ok && said.err.contains("break-glass"), "{said:?}");
+        let job = jobs::jobs(client, namespace).get("urgent").await?;
+        ensure!(!jobs::is_suspended(&job), "it never waits");
+        let record =
+            jobs::settled(client, namespace, &job.metadata.uid.unwrap_or_default()).await?;
+        ensure!(
+            record.data["spec"]["adopted"] == true,
+            "{:?}",
+            record.data["spec"]
+        );
+        let verdict = record.data["spec"]["verdict"].as_str().unwrap_or_default();
+        ensure!(verdict.contains(why), "{verdict}");
+
+        // One that waits is let go the same way, and by nobody else.
+        jobs::create_job(client, namespace, &Generate::SMALL.job("second")).await?;
+        ensure!(jobs::is_held(
+            &jobs::jobs(client, namespace).get("second").await?
+        ));
+        let glass =
+            format!(r#"{{"metadata":{{"annotations":{{"jouleward.dev/break-glass":"{why}"}}}}}}"#);
+        let said = patch_as_author(shared, namespace, "job/second", &glass)?;
+        ensure!(
+            !said.ok && said.err.contains("jouleward-break-glass"),
+            "{said:?}"
+        );
+        let patch = [
+            "patch",
+            "-n",
+            namespace,
+            "job/second",
+            "--type=merge",
+            "-p",
+            &glass,
+        ];
+        let said = as_owner(shared, &patch, None)?;
+        ensure!(said.ok, "{said:?}");
+        jobs::released(client, namespace, "second").await?;
+        let events: kube::Api<k8s_openapi::api::core::v1::Event> =
+            kube::Api::namespaced(client.clone(), namespace);
+        let told = kube::api::ListParams::default().fields("reason=BreakGlass");
+        harness::eventually(
+            "both are told of",
+            std::time::Duration::from_secs(20),
+            || async {
+                let told = events.list(&told).await?.items;
+                let of = |name: &str| {
+                    told.iter()
+                        .any(|event| event.involved_object.name.as_deref() == Some(name))
+                };
+                Ok((of("urgent") && of("second")).then_some(()))
+            },
+        )
+        .await?;
+        // What they burned counts for all others.
+        jobs::create_job(client, namespace, &Generate::SMALL.job("third")).await?;
+        ensure!(jobs::is_held(
+            &jobs::jobs(client, namespace).get("third").await?
+        ));
+        Ok(())
+    });
+}
+
+#[test]
+fn who_spends_a_budget_sees_it_and_does_not_write_it() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        let namespace = "roles";
+        jobs::room_for(client, namespace, &Generate::SMALL, 5).await?;
+        let raise = r#"{"spec":{"limit":"900kg"}}"#;
+        let patch = [
+            "patch",
+            "-n",
+            namespace,
+            "carbonbudget/images",
+            "--type=merge",
+            "-p",
+            raise,
+        ];
+        let plane = &shared.stack.plane;
+        let said = plane.kubectl("author", &patch, None)?;
+        ensure!(!said.ok && said.err.contains("forbidden"), "{said:?}");
+        let said = plane.kubectl("author", &["get", "-n", namespace, "carbonbudgets"], None)?;
+        ensure!(said.ok && said.out.contains("images"), "{said:?}");
+        let bind = [
+            "create",
+            "rolebinding",
+            "owns",
+            "-n",
+            namespace,
+            "--user=owner",
+            "--clusterrole=jouleward-budget-owner",
+        ];
+        let said = plane.kubectl("admin", &bind, None)?;
+        ensure!(said.ok, "{said:?}");
+        let said = as_owner(shared, &patch, None)?;
+        ensure!(said.ok, "{said:?}");
+        Ok(())
+    });
+}

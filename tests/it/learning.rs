@@ -1,13 +1,17 @@
 //! What is learnt from, and from whom: authors whose annotations do not fit what they burn,
 //! and applications that say what they made.
 
-use crate::support::on_plane;
+use crate::support::{alone, on_plane};
 use anyhow::{Context, ensure};
+use harness::NodeOptions;
 use harness::jobs::{self, Generate};
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kube::api::{Api, ListParams};
+use kube::ResourceExt;
+use kube::api::{Api, EvictParams, ListParams, Patch, PatchParams};
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 const ASK: Generate = Generate {
     model: "sdxl",
@@ -253,6 +257,255 @@ fn what_the_application_tells_its_sidecar_counts_and_outlives_the_pod() {
         ensure!(observation(&record).starts_with("Learnt"), "{status}");
         ensure!(status["lesson"]["driver"] == "580", "{status}");
         ensure!(status["lesson"]["powerLimitPermille"] == 1000, "{status}");
+        Ok(())
+    });
+}
+
+/// A job's first pod once it burns.
+async fn running(client: &kube::Client, namespace: &str, job: &str) -> anyhow::Result<Pod> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={job}"));
+    harness::eventually("it runs", Duration::from_secs(30), || async {
+        let pods = pods.list(&of_job).await?.items;
+        let running = |pod: &Pod| {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+            phase == Some("Running")
+        };
+        Ok(pods.into_iter().find(running))
+    })
+    .await
+}
+
+/// What the controller has counted, by reason.
+async fn refused(shared: &crate::support::Shared) -> anyhow::Result<BTreeMap<String, f64>> {
+    let controller = format!("{}:9403", shared.stack.address(10));
+    let (_, text) = harness::stack::get(&controller, "/metrics", "text/plain").await?;
+    let lines = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix("jouleward_observations_refused_total{reason=\"")?;
+        let (reason, count) = rest.split_once("\"} ")?;
+        Some((reason.to_owned(), count.parse().ok()?))
+    });
+    Ok(lines.collect())
+}
+
+/// How a pod may end before its work is done.
+enum End {
+    Fails,
+    /// As the scheduler marks those that it preempts.
+    Preempted,
+    Evicted,
+}
+
+async fn end(client: &kube::Client, namespace: &str, pod: &Pod, how: &End) -> anyhow::Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let name = pod.name_any();
+    let condition = json!({ "type": "DisruptionTarget", "status": "True",
+        "reason": "PreemptionByScheduler", "message": "preempted",
+        "lastTransitionTime": "2026-01-01T00:00:00Z" });
+    let status = match how {
+        End::Evicted => {
+            pods.evict(&name, &EvictParams::default()).await?;
+            return Ok(());
+        }
+        End::Fails => json!({ "phase": "Failed" }),
+        End::Preempted => json!({ "phase": "Failed", "conditions": [condition] }),
+    };
+    let patch = Patch::Merge(json!({ "status": status }));
+    pods.patch_status(&name, &PatchParams::default(), &patch)
+        .await?;
+    Ok(())
+}
+
+#[test]
+fn runs_that_fail_are_retried_evicted_preempted_or_too_short_are_refused_by_name_and_counted() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(client, "cut-short").await?;
+        let before = refused(shared).await?;
+        let long = Generate { images: 12, ..ASK };
+        let cases = [
+            ("fails", 0, End::Fails, "NotSucceeded"),
+            ("retried", 1, End::Fails, "RetriedOrUnmetered"),
+            ("preempted", 1, End::Preempted, "RetriedOrUnmetered"),
+            ("evicted", 1, End::Evicted, "RetriedOrUnmetered"),
+        ];
+        for (name, retries, how, reason) in cases {
+            // What comes after the first pod is short.
+            let mut job = long.job(name);
+            job["spec"]["backoffLimit"] = json!(retries);
+            if retries > 0 {
+                job["spec"]["template"]["metadata"]["annotations"]["simnode/makes"] = json!("3");
+            }
+            let job = jobs::create_job(client, "cut-short", &job).await?;
+            let pod = running(client, "cut-short", name).await?;
+            // Long enough to be metered.
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            end(client, "cut-short", &pod, &how).await?;
+            let record = jobs::settled(client, "cut-short", &job.uid().unwrap_or_default()).await?;
+            let said = observation(&record);
+            ensure!(
+                said == reason,
+                "{name}: {said}, {:?}",
+                record.data["status"]
+            );
+            ensure!(record.data["status"]["lesson"].is_null(), "{name}");
+            let burned = record.data["status"]["measuredMillijoules"].as_i64();
+            ensure!(burned > Some(0), "what it burned is charged all the same");
+        }
+        let blink = Generate {
+            model: "sd1.5",
+            size: 256,
+            steps: 1,
+            images: 1,
+        };
+        // How long it ran is known to half a second: of three one is told to be too short.
+        let mut said = Vec::new();
+        for number in 0..3 {
+            let record =
+                record(client, "cut-short", &blink.job(&format!("blinks-{number}"))).await?;
+            said.push(observation(&record).to_owned());
+            if said.last().is_some_and(|said| said == "TooShort") {
+                break;
+            }
+        }
+        ensure!(said.iter().any(|said| said == "TooShort"), "{said:?}");
+        let after = refused(shared).await?;
+        for (reason, times) in [
+            ("NotSucceeded", 1.0),
+            ("RetriedOrUnmetered", 3.0),
+            ("TooShort", 1.0),
+        ] {
+            let of = |counts: &BTreeMap<String, f64>| counts.get(reason).copied().unwrap_or(0.0);
+            ensure!(
+                of(&after) - of(&before) >= times,
+                "{reason}: {before:?}, then {after:?}"
+            );
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_law_of_a_newer_program_is_left_as_it_is_and_says_so() {
+    alone(|shared| async move {
+        let client = &shared.stack.client;
+        let options = NodeOptions {
+            product: "NVIDIA A10".to_owned(),
+            gpus: 1,
+            ..NodeOptions::default()
+        };
+        let _node = shared.stack.start_node("gpu-newer", 161, &options).await?;
+        budgeted(client, "newer").await?;
+        let a10 = json!({ "nvidia.com/gpu.product": "NVIDIA-A10" });
+        let first = record(client, "newer", &ASK.job_on("first", &a10)).await?;
+        ensure!(
+            observation(&first).starts_with("Learnt"),
+            "{}",
+            observation(&first)
+        );
+        let law = first.data["status"]["lesson"]["law"].as_str();
+        let law = law.context("a law")?.to_owned();
+        let state = r#"{"version":99,"what":"comes"}"#;
+        let patch = Patch::Merge(json!({ "status": { "state": state } }));
+        let laws = jobs::laws(client);
+        shared.stop_controller();
+        laws.patch_status(&law, &PatchParams::default(), &patch)
+            .await?;
+        shared.restore().await?;
+        let told = harness::eventually("it is told", Duration::from_secs(20), || async {
+            let law = laws.get(&law).await?;
+            let conditions = law.data["status"]["conditions"].as_array().cloned();
+            let ready = conditions
+                .into_iter()
+                .flatten()
+                .find(|c| c["type"] == "Ready");
+            Ok(ready.filter(|ready| ready["status"] == "False"))
+        })
+        .await?;
+        let words = told["message"].as_str().unwrap_or_default();
+        ensure!(words.contains("99") && words.contains("newer"), "{words}");
+        let second = record(client, "newer", &ASK.job_on("second", &a10)).await?;
+        let said = observation(&second);
+        ensure!(
+            said.starts_with("NewerLaw") && said.contains("99"),
+            "{said}"
+        );
+        let kept = laws.get(&law).await?;
+        ensure!(kept.data["status"]["state"] == state, "it is left as it is");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_level_that_moves_is_announced_within_ten_runs_and_followed() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        budgeted(client, "moves").await?;
+        let options = |burn: f64| NodeOptions {
+            product: "NVIDIA A40".to_owned(),
+            gpus: 1,
+            burn,
+            ..NodeOptions::default()
+        };
+        let _usual = shared
+            .stack
+            .start_node("gpu-usual", 162, &options(1.0))
+            .await?;
+        let on = |node: &str| json!({ "kubernetes.io/hostname": node });
+        for number in 0..8 {
+            let job = ASK.job_on(&format!("usual-{number}"), &on("gpu-usual"));
+            let record = record(client, "moves", &job).await?;
+            ensure!(
+                observation(&record).starts_with("Learnt"),
+                "{}",
+                observation(&record)
+            );
+        }
+        // The same product, from now on at three quarters: another driver, say.
+        let _moved = shared
+            .stack
+            .start_node("gpu-moved", 163, &options(0.75))
+            .await?;
+        let events: Api<Event> = Api::all(client.clone());
+        let moved = ListParams::default().fields("reason=LevelMoved");
+        let mut announced = None;
+        let mut last = None;
+        for number in 0..12 {
+            let job = ASK.job_on(&format!("moved-{number}"), &on("gpu-moved"));
+            last = Some(record(client, "moves", &job).await?);
+            let told = events.list(&moved).await?.items;
+            let of_product = told
+                .iter()
+                .any(|event| event.involved_object.name.as_deref() == Some("a40"));
+            if of_product && announced.is_none() {
+                announced = Some(number + 1);
+            }
+        }
+        let within = announced.context("it was never announced")?;
+        ensure!(within <= 10, "announced after {within} runs");
+        let law = jobs::laws(client).get("a40").await?;
+        let conditions = law.data["status"]["conditions"].as_array().cloned();
+        let moved = conditions
+            .into_iter()
+            .flatten()
+            .find(|c| c["type"] == "LevelMoved");
+        let moved = moved.context("the condition is there")?;
+        ensure!(moved["status"] == "True", "{moved}");
+        let last = last.context("it ran")?;
+        let figure = |of: &Value| of.as_f64().unwrap_or(f64::NAN);
+        let predicted = figure(&last.data["spec"]["predictedMillijoules"]);
+        let measured = figure(&last.data["status"]["measuredMillijoules"]);
+        let off = predicted / measured - 1.0;
+        ensure!(
+            off.abs() < 0.15,
+            "followed: the last run was off by {off:.3}"
+        );
+        let controller = format!("{}:9403", shared.stack.address(10));
+        let (_, text) = harness::stack::get(&controller, "/metrics", "text/plain").await?;
+        let counted = text
+            .lines()
+            .any(|line| line.starts_with("jouleward_law_shifts_total") && line.contains("a40"));
+        ensure!(counted, "the metric is there");
         Ok(())
     });
 }

@@ -7,7 +7,7 @@
 
 mod checks;
 mod leader;
-mod random;
+pub(super) mod random;
 mod server;
 mod stage;
 mod world;

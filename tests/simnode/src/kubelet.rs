@@ -118,6 +118,13 @@ impl Kubelet {
             let _ = api.delete(&pod.name_any(), &now).await;
             return;
         }
+        if phase(&pod) == "Failed" {
+            // Told so by another: a test, or who evicts and preempts.
+            if let Ok(mut state) = self.gpus.lock() {
+                let _ = state.stop(uid);
+            }
+            return;
+        }
         if phase(&pod) != "Pending" {
             return;
         }
