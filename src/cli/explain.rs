@@ -108,7 +108,11 @@ impl Explain {
             .map_err(|error| wrong(unpredictable(error, Some(&self.gpu))))?;
         let law = oracle.law(&product);
         let report = self.report(&estimate, &law);
-        print(self.output, &report, table)
+        // As CSV, the parts of the arithmetic of an image.
+        match self.output {
+            Format::Csv => print(self.output, &report.energy.parts, |_| String::new()),
+            other => print(other, &report, table),
+        }
     }
 
     fn report(&self, estimate: &Estimate, law: &Law) -> Report {

@@ -84,7 +84,7 @@ struct LeftOut {
 impl Fit {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         if let Some(path) = self.data.as_ref().filter(|path| holds_objects(path)) {
-            return print(self.output, &self.learnt(path)?, table);
+            return self.print(&self.learnt(path)?);
         }
         let catalogue = self.knowledge.catalogue()?;
         let begun = self.knowledge.laws()?;
@@ -112,7 +112,15 @@ impl Fit {
             laws,
             left_out: left_out.collect(),
         };
-        print(self.output, &report, table)
+        self.print(&report)
+    }
+
+    /// As CSV, a line a law.
+    fn print(&self, report: &Report) -> anyhow::Result<()> {
+        match self.output {
+            Format::Csv => print(self.output, &report.laws, |_| String::new()),
+            other => print(other, report, table),
+        }
     }
 
     /// What a cluster has learnt, out of its EnergyLaw objects.

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::io::Write;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -29,32 +30,45 @@ pub(super) fn print<T: Serialize>(
     Ok(())
 }
 
-/// A list of flat objects as CSV; of one object, one line. What is nested is written as JSON.
+/// A list of objects as CSV; of one object, one line. What is nested has a column for each of its
+/// fields, named `outer.inner`; lists are written as JSON.
 fn csv_of<T: Serialize>(value: &T) -> anyhow::Result<String> {
     // YAML's mappings keep the order of the fields.
     let rows = match serde_yaml::to_value(value)? {
         serde_yaml::Value::Sequence(rows) => rows,
         one => vec![one],
     };
+    let mut names: Vec<String> = Vec::new();
+    let mut lines: Vec<BTreeMap<String, String>> = Vec::new();
+    for row in &rows {
+        let mut line = BTreeMap::new();
+        flatten("", row, &mut |name, cell| {
+            if !names.contains(&name) {
+                names.push(name.clone());
+            }
+            line.insert(name, cell);
+        });
+        lines.push(line);
+    }
     let mut writer = csv::Writer::from_writer(Vec::new());
-    for (number, row) in rows.iter().enumerate() {
-        let fields = row.as_mapping().into_iter().flatten();
-        let (names, cells): (Vec<String>, Vec<String>) = fields
-            .map(|(name, value)| {
-                let cell = match value {
-                    serde_yaml::Value::String(text) => text.clone(),
-                    serde_yaml::Value::Null => String::new(),
-                    other => serde_json::to_string(other).unwrap_or_default(),
-                };
-                (name.as_str().unwrap_or_default().to_owned(), cell)
-            })
-            .unzip();
-        if number == 0 {
-            writer.write_record(&names)?;
-        }
-        writer.write_record(&cells)?;
+    writer.write_record(&names)?;
+    for line in lines {
+        let cell = |name| line.get(name).map_or("", String::as_str);
+        writer.write_record(names.iter().map(cell))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+fn flatten(prefix: &str, value: &serde_yaml::Value, tell: &mut impl FnMut(String, String)) {
+    for (name, value) in value.as_mapping().into_iter().flatten() {
+        let name = [prefix, name.as_str().unwrap_or_default()].concat();
+        match value {
+            serde_yaml::Value::Mapping(_) => flatten(&format!("{name}."), value, tell),
+            serde_yaml::Value::String(text) => tell(name, text.clone()),
+            serde_yaml::Value::Null => tell(name, String::new()),
+            other => tell(name, serde_json::to_string(other).unwrap_or_default()),
+        }
+    }
 }
 
 /// Columns padded to their widest cell; the first row is the header.

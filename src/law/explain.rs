@@ -111,7 +111,8 @@ impl Law {
                 let value = |name: &str| self.parameter(name).unwrap_or(0.0);
                 let ln = value("intercept")
                     + value("alpha") * f.flops.tera().ln()
-                    + value("resolution") * f.tokens.ln();
+                    + value("resolution") * f.tokens.ln()
+                    + value("batch") * f.batch.ln();
                 let joules = ln.exp();
                 let tera = f.flops.tera();
                 vec![part("arithmetic", tera, "TFLOP", joules / tera)]
@@ -141,7 +142,7 @@ impl Law {
                 });
             }
         }
-        if f.gpus > 1.0 && self.form != Form::Paper {
+        if f.gpus > 1.0 {
             let value = |name: &str| self.parameter(name).unwrap_or(0.0);
             let (g, batch) = (value("gpus"), value("gpus-batch"));
             let factor = (g + batch / f.batch) * f.gpus.ln();

@@ -9,7 +9,8 @@
 //!   products; on moving the elements of memory-bound kernels; and on launching kernels, however
 //!   small the picture.
 //! - **Additive**: `e^(u_model + d_precision) · (s·calls + c·TFLOP) · n^(g + g'/batch)`.
-//! - **Paper** (arXiv 2511.17031): `e^(a + u_model + d_precision) · TFLOP^α · tokens^β_res`.
+//! - **Paper** (arXiv 2511.17031): `e^(a + u_model + d_precision) · TFLOP^α · tokens^β_res`, and
+//!   beyond it `batch^β · n^(g + g'/batch)`: the paper ran one picture at a time on one GPU.
 //!
 //! Parameters live in logarithms, so that every energy is positive whatever is learnt,
 //! and the derivative of ln E by ln of a part is that part's share of the energy.
@@ -172,6 +173,9 @@ impl Form {
                 ("intercept", belief(prior.tera_flop_joules.ln() + 0.9, 1.0)),
                 ("alpha", belief(0.95, 0.1)),
                 ("resolution", belief(0.0, 0.2)),
+                ("batch", belief(0.0, 0.1)),
+                several[0],
+                several[1],
             ],
         }
     }
@@ -253,8 +257,11 @@ impl Form {
                 push(&mut gradient, "intercept", 1.0);
                 push(&mut gradient, "alpha", f.flops.tera().ln());
                 push(&mut gradient, "resolution", f.tokens.ln());
+                push(&mut gradient, "batch", f.batch.ln());
+                level += several_gpus(&mut gradient, f, &value);
                 level
                     + value("intercept")
+                    + value("batch") * f.batch.ln()
                     + value("alpha") * f.flops.tera().ln()
                     + value("resolution") * f.tokens.ln()
             }

@@ -179,6 +179,15 @@ fn the_state_is_bounded_at_4_kib_however_many_models_come() {
         law.learn(&run(features, 1.0));
         assert!(law.save().len() <= 4096, "{}", law.save().len());
     }
+    // Nor after as many runs as a large cluster has in a century.
+    law.observations = 10_000_000_000;
+    (law.shifts, law.shifted_at) = (1_000_000, 9_999_999_999);
+    // Those that every law has are not counted.
+    let levels = law.parameters.iter_mut().filter(|p| p.name.contains('/'));
+    for parameter in levels {
+        (parameter.seen, parameter.runs) = (9_999_999_999, 9_999_999_999);
+    }
+    assert!(law.save().len() <= 4096, "{}", law.save().len());
 }
 
 #[test]

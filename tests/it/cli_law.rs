@@ -68,6 +68,11 @@ fn an_explanation_shows_each_constant_and_adds_up() {
     let start = energy["joulesPerStart"].as_f64().unwrap();
     let total = energy["total"].as_f64().unwrap();
     assert!(((4.0 * image + start) / total - 1.0).abs() < 1e-9);
+    let csv = said(&[&["explain", "-o", "csv"], SDXL, H100].concat());
+    assert!(
+        csv.starts_with("name,amount,unit,constant,joules\nmatrix products,"),
+        "{csv}"
+    );
     // And it is what is predicted.
     let predicted = said(&[&["predict", "-o", "json"], SDXL, H100].concat());
     let predicted: serde_json::Value = serde_json::from_str(&predicted).unwrap();
@@ -546,6 +551,26 @@ fn a_fit_reads_as_a_table_and_what_a_cluster_has_learnt_as_the_same() {
     let laws = folder.join("laws");
     let table = said(&["fit", &data, "--save", laws.to_str().unwrap()]);
     insta::assert_snapshot!("fit", table);
+    let csv = said(&["fit", &data, "-o", "csv"]);
+    let head = csv.lines().next().unwrap();
+    assert!(
+        head.starts_with("gpu,form,basis,runs,models,")
+            && head.contains("parameters.teraflop")
+            && head.contains("leaveOneModelOut.mape"),
+        "{head}"
+    );
+    let cells = |line: &str| {
+        csv::ReaderBuilder::new()
+            .has_headers(false)
+            .from_reader(line.as_bytes())
+            .records()
+            .next()
+            .unwrap()
+            .unwrap()
+            .len()
+    };
+    assert_eq!(csv.lines().count(), 4, "a line a law");
+    assert!(csv.lines().all(|line| cells(line) == cells(head)), "{csv}");
     let state = std::fs::read_to_string(laws.join("l40s.json")).unwrap();
     let object = serde_json::json!({"kind": "List", "items": [
         {"kind": "EnergyLaw", "spec": {"gpu": "NVIDIA-L40S"}, "status": {"state": state}},

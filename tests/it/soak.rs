@@ -309,3 +309,16 @@ fn a_busy_node_loses_nothing_in_hours() {
     }
     assert!(growth <= 1.0, "memory grew by {growth} MiB");
 }
+
+/// Leaders that are killed one after the other, on the whole plane.
+const KILLS: usize = 300;
+
+#[test]
+#[ignore = "takes most of an hour: make soak"]
+fn three_hundred_leaders_are_killed_and_nothing_is_lost_or_released_twice() {
+    crate::support::alone(|shared| async move {
+        crate::trouble::kill_leaders(shared, "soak-killed", KILLS).await?;
+        println!("soak: {KILLS} leaders were killed");
+        Ok(())
+    });
+}
