@@ -11,6 +11,7 @@ mod period;
 mod plan;
 mod policy;
 mod verdict;
+mod what_if;
 
 pub use account::{Charge, Entry, Granting, Totals, totals};
 pub use alternatives::{Alternative, alternatives};
@@ -19,3 +20,4 @@ pub use period::{Fiscal, Period, Span};
 pub use plan::{Budget, Candidate, Grant, Plan, Refusal, plan};
 pub use policy::{AtDeadline, Mode, OnExceed, OnOverrun, OnUnknown, Policy, WhenUnavailable};
 pub use verdict::{Decision, Need, Reason, Verdict, decide};
+pub use what_if::{Fate, Past, what_if};

@@ -41,9 +41,9 @@ pub(super) struct WorkloadArguments {
     pub(super) height: Option<String>,
     #[arg(long)]
     pub(super) num_inference_steps: Option<String>,
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     guidance_scale: Option<String>,
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     true_cfg_scale: Option<String>,
     /// true or false: whether there is one.
     #[arg(long)]
@@ -78,7 +78,7 @@ pub(super) struct WorkloadArguments {
     #[arg(long)]
     refiner: Option<String>,
     /// Part of the steps before the refiner's.
-    #[arg(long)]
+    #[arg(long, requires = "refiner")]
     denoising_end: Option<String>,
     /// Stack that the pipeline runs on, by the name that its runs are annotated with, for
     /// example diffusers-0.35-compile.
@@ -174,10 +174,10 @@ pub(super) struct GridArguments {
     #[arg(long, conflicts_with = "intensity")]
     cloud_region: Option<String>,
     /// Carbon intensity of the grid in g/kWh.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     intensity: Option<f64>,
     /// Power usage effectiveness of the site.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pue: Option<f64>,
 }
 

@@ -49,6 +49,8 @@ struct Report {
     gpu: String,
     form: Form,
     origin: String,
+    /// Whether idle power is in the energies.
+    basis: &'static str,
     /// Calls of the denoiser for one image, and rows of a call.
     calls: f64,
     rows: f64,
@@ -128,6 +130,7 @@ impl Explain {
             gpu: estimate.gpu.to_string(),
             form: law.form,
             origin,
+            basis: estimate.basis.as_str(),
             calls: estimate.count.steps * estimate.count.calls,
             rows: estimate.count.rows / estimate.count.calls,
             phases: phases
@@ -195,7 +198,7 @@ fn table(report: &Report) -> String {
         ]);
     }
     let mut out = format!(
-        "{} on {}: {} calls of {} rows an image\n\n{}\n{} law, {}\n{}",
+        "{} on {}: {} calls of {} rows an image\n\n{}\n{} law, {}, {}\n{}",
         report.model,
         report.gpu,
         report.calls,
@@ -203,6 +206,7 @@ fn table(report: &Report) -> String {
         columns(&work),
         report.form.as_str(),
         report.origin,
+        report.basis,
         columns(&energy)
     );
     for factor in &report.energy.factors {

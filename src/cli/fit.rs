@@ -180,7 +180,7 @@ impl Fit {
             in_sample: Some(in_sample),
             recent_error: None,
             leave_one_model_out: left_out,
-            notes: notes(form, &law, runs),
+            notes: notes(form, &law, runs, from.is_some()),
         })
     }
 
@@ -203,7 +203,7 @@ fn holds_objects(path: &Path) -> bool {
 }
 
 /// What too few runs, or too few different ones, leave untold.
-fn notes(form: Form, law: &Law, runs: &[Observation]) -> Vec<String> {
+fn notes(form: Form, law: &Law, runs: &[Observation], begun: bool) -> Vec<String> {
     let shared = law.parameters().filter(|(name, _)| !name.contains('/'));
     let shared = shared.count();
     let different = |run: &Observation| {
@@ -214,7 +214,19 @@ fn notes(form: Form, law: &Law, runs: &[Observation]) -> Vec<String> {
     let different: BTreeSet<_> = runs.iter().map(different).collect();
     let energies: BTreeSet<u64> = runs.iter().map(|run| run.energy.0.to_bits()).collect();
     let mut notes = Vec::new();
-    if different.len() < shared {
+    let models: BTreeSet<&str> = runs.iter().map(|r| r.features.model.as_str()).collect();
+    let forgotten: Vec<&str> = models
+        .into_iter()
+        .filter(|model| law.runs_of(model) == 0)
+        .collect();
+    if form == Form::default() && !forgotten.is_empty() {
+        notes.push(format!(
+            "a law keeps {} levels of models, classes, precisions and stacks; those of {} were met first and are forgotten: fit fewer models, or those last that matter most",
+            crate::law::LEVELS,
+            forgotten.join(", ")
+        ));
+    }
+    if different.len() < shared && !begun {
         notes.push(format!(
             "{} different runs for the {shared} parameters of the {} law: what they do not tell stays as it is believed before any run",
             different.len(),

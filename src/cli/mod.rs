@@ -15,6 +15,7 @@ mod plot;
 mod predict;
 mod prometheus;
 mod reference;
+mod report;
 mod score;
 
 use crate::serve::shutdown;
@@ -61,6 +62,7 @@ enum Command {
     Webhook(cluster_commands::Webhook),
     Release(cluster_commands::Release),
     Uninstall(cluster_commands::Uninstall),
+    Report(report::Report),
     Crds(crds::Crds),
     Debug(debug::Debug),
     #[command(hide = true)]
@@ -108,6 +110,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Debug(command) => serve(|_| command.run()),
         Command::Release(command) => serve(|_| command.run()),
         Command::Uninstall(command) => serve(|_| command.run()),
+        Command::Report(command) => serve(|_| command.run()),
     }
 }
 

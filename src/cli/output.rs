@@ -50,6 +50,9 @@ fn csv_of<T: Serialize>(value: &T) -> anyhow::Result<String> {
         });
         lines.push(line);
     }
+    if names.is_empty() {
+        return Ok(String::new());
+    }
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(&names)?;
     for line in lines {

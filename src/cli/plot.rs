@@ -66,6 +66,9 @@ impl Plot {
         };
         let data = measured::runs(path, catalogue)?;
         measured::or_why(path, &data)?;
+        for row in &data.left_out {
+            eprintln!("left out: {row}");
+        }
         let wanted = self.gpu.as_deref().map(gpu).transpose()?;
         let known: Vec<String> = data.runs.keys().map(Gpu::to_string).collect();
         let known = known.join(", ");
@@ -80,6 +83,8 @@ impl Plot {
         };
         let refused = |error: crate::law::FitError| wrong(format!("{gpu}: {error}"));
         let form = Form::default();
+        // Of runs that cannot be fitted together nothing is drawn.
+        let law = fit(form, gpu, runs).map_err(refused)?;
         let left = leave_one_model_out(form, runs).map_err(refused)?;
         if self.kind == Kind::Fit {
             return Ok(Picture::Fit {
@@ -87,7 +92,6 @@ impl Plot {
                 points: left.iter().map(point).collect(),
             });
         }
-        let law = fit(form, gpu, runs).map_err(refused)?;
         let own = in_sample(&law, runs);
         Ok(Picture::Residuals {
             title: format!("{gpu}: predicted / measured − 1, left out and in sample"),

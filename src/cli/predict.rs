@@ -9,7 +9,7 @@ use super::output::{Format, columns, print};
 use crate::budget::{Estimate, Oracle, Request};
 use crate::carbon::Milligrams;
 use crate::cluster::{Kind, Lite, Work};
-use crate::law::{Gpu, Joules};
+use crate::law::{Basis, Gpu, Joules};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -81,6 +81,8 @@ struct Report {
     pue: f64,
     pue_source: String,
     law: String,
+    /// Whether idle power is in the energies.
+    basis: &'static str,
     /// Dimensions in which the workload lies outside of what the law has learnt from.
     outside: Vec<&'static str>,
     assumed: Vec<Cow<'static, str>>,
@@ -316,10 +318,15 @@ impl Predict {
             pue: estimate.pue.value,
             pue_source: estimate.pue.source.clone(),
             law: format!(
-                "{}, {} runs, {source}",
+                "{}, {} runs, {source}{}",
                 estimate.form.as_str(),
-                estimate.observations
+                estimate.observations,
+                match estimate.basis {
+                    Basis::Gross => "",
+                    Basis::Net => "; net of idle power, and a budget charges gross",
+                }
             ),
+            basis: estimate.basis.as_str(),
             outside: estimate.prediction.outside.names().collect(),
             assumed: estimate.workload.assumed.clone(),
         }

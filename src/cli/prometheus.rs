@@ -3,11 +3,11 @@
 
 use super::arguments::{workload, wrong};
 use crate::law::dataset::Dataset;
-use crate::law::workload::{ALL, WARM_UP};
-use crate::law::{Basis, Catalogue, Gpu, Joules, Observation, RowError};
+use crate::law::workload::{ALL, IMAGES_DONE, WARM_UP};
+use crate::law::{Basis, Catalogue, Gpu, Joules, Observation, RowError, driver_branch};
 use crate::serve::fetch;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::ToSocketAddrs;
 use std::time::Duration;
@@ -46,6 +46,12 @@ struct Pod {
     joules: f64,
     gpus: Vec<String>,
     products: Vec<Gpu>,
+    /// Branches of the driver of its GPUs.
+    drivers: BTreeSet<String>,
+    /// True where one of its GPUs was shared at some time.
+    shared: bool,
+    /// From its start to its end, where kube-state-metrics says.
+    seconds: Option<f64>,
     annotations: BTreeMap<String, String>,
 }
 
@@ -76,6 +82,15 @@ impl Server {
         );
         let products =
             format!("max by (gpu_uuid, model) (max_over_time(jouleward_gpu_info[{range}]))");
+        let shared = format!(
+            "max by (gpu_uuid) (max_over_time(jouleward_gpu_info{{sharing=~\"time-slicing|mps|mig\"}}[{range}]))"
+        );
+        let drivers = format!(
+            "max by (gpu_uuid, driver_version) (max_over_time(jouleward_gpu_info[{range}]))"
+        );
+        let lasted = format!(
+            "max by (uid) (max_over_time(kube_pod_completion_time[{range}])) - max by (uid) (max_over_time(kube_pod_start_time[{range}]))"
+        );
         let annotated = format!("max_over_time(kube_pod_annotations[{range}])");
         let ended =
             format!("max_over_time(kube_pod_status_phase{{phase=\"Succeeded\"}}[{range}]) == 1");
@@ -92,6 +107,14 @@ impl Server {
                 pod.annotations.extend(annotations(&series.metric));
             }
         }
+        let shared = by(self.query(&shared).await?, "gpu_uuid", "gpu_uuid");
+        let drivers = self.query(&drivers).await?;
+        for series in self.query(&lasted).await? {
+            let pod = series.metric.get("uid").and_then(|uid| pods.get_mut(uid));
+            if let Some(pod) = pod {
+                pod.seconds = series.value.1.parse().ok();
+            }
+        }
         for series in self.query(&energy).await? {
             let uid = series.metric.get("uid");
             let Some(pod) = uid.and_then(|uid| pods.get_mut(uid)) else {
@@ -103,6 +126,13 @@ impl Server {
             let uuid = text("gpu_uuid");
             pod.products
                 .extend(models.get(&uuid).and_then(|name| Gpu::parse(name)));
+            pod.shared |= shared.contains_key(&uuid);
+            let of = drivers
+                .iter()
+                .filter(|series| series.metric.get("gpu_uuid") == Some(&uuid));
+            let versions = of.filter_map(|series| series.metric.get("driver_version"));
+            pod.drivers
+                .extend(versions.map(|version| driver_branch(version)));
             pod.gpus.push(uuid);
         }
         let mut dataset = Dataset::default();
@@ -193,7 +223,27 @@ fn observe(pod: &Pod, catalogue: &Catalogue) -> Result<(Gpu, Observation), Strin
     let [gpu] = products.as_slice() else {
         return Err("it ran on no GPU product that is known, or on several".to_owned());
     };
-    let workload = workload(&pod.annotations, catalogue, "")?;
+    if pod.shared {
+        return Err(
+            "one of its GPUs was shared: what it burned alone is a modelled share".to_owned(),
+        );
+    }
+    if let Some(seconds) = pod.seconds.filter(|seconds| *seconds < 1.0) {
+        return Err(format!(
+            "it ran {seconds} s: an energy counter says little of a run under 1 s"
+        ));
+    }
+    let mut workload = workload(&pod.annotations, catalogue, "")?;
+    if let Some(done) = pod.annotations.get(IMAGES_DONE.name) {
+        let done = done.trim().parse().unwrap_or(0);
+        if done == 0 || done > workload.images {
+            return Err(format!(
+                "it says that it made {done} of {} images",
+                workload.images
+            ));
+        }
+        workload.images = done;
+    }
     if workload.is_batch_unknown() {
         return Err("it made several images, and nobody says how many together: annotate jouleward.dev/batch-size".to_owned());
     }
@@ -202,9 +252,11 @@ fn observe(pod: &Pod, catalogue: &Catalogue) -> Result<(Gpu, Observation), Strin
         return Err("it only warmed up".to_owned());
     }
     let gpus = u32::try_from(pod.gpus.len()).unwrap_or(1);
-    let (_, features) = catalogue
+    let (_, mut features) = catalogue
         .job(&workload, 1, gpus)
         .ok_or("its model is not in the catalogue")?;
+    let mut drivers = pod.drivers.iter().filter(|branch| !branch.is_empty());
+    features.stack.driver = drivers.next().cloned().filter(|_| drivers.next().is_none());
     Ok((
         gpu.clone(),
         Observation {

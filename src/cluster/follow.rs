@@ -163,8 +163,10 @@ impl<'a> Round<'a> {
             let line = self.lines.get(pod.as_str());
             let since = line.and_then(|(page, line)| {
                 let (_, at) = self.pages.of(&page.node)?;
+                // An exporter of before says it by two figures.
                 let ended = line.ended_milliseconds_ago.unwrap_or(0);
-                self.ago(at, line.held_milliseconds + ended)
+                let came = line.came_milliseconds_ago;
+                self.ago(at, came.unwrap_or(line.held_milliseconds + ended))
             });
             since.is_some_and(|since| since < measured)
         };
@@ -242,7 +244,10 @@ pub(super) async fn track(
             seen
         };
         let status = follow(reservation, &seen, &round.now.to_string());
-        let runs = work.filter(|work| !ended && !work.held && !work.author_suspended);
+        // What runs by break-glass runs on.
+        let runs = work.filter(|work| {
+            !ended && !work.held && !work.author_suspended && work.break_glass.is_none()
+        });
         let wish = runs.and_then(|work| Some((work, wish(reservation, &status, &terms)?)));
         let written = memory.written.get(uid);
         let due = written.is_none_or(|at| round.micros.saturating_sub(*at) >= WRITE_EVERY_US);

@@ -243,6 +243,7 @@ impl History {
             incomplete: false,
             power_limit_permille: None,
             held_milliseconds: 5_000,
+            came_milliseconds_ago: None,
             ended_milliseconds_ago: None,
         };
         job.pages.push(LedgerPage {

@@ -194,7 +194,7 @@ async fn warn(context: &Context, about: ObjectReference, reason: &str, words: &s
     let event = Event {
         type_: EventType::Warning,
         reason: reason.to_owned(),
-        note: Some(words.chars().take(1000).collect()),
+        note: Some(super::refusals::note(words)),
         action: "Learn".to_owned(),
         secondary: None,
     };

@@ -182,6 +182,12 @@ async fn condition(
     Ok(())
 }
 
+/// A message as an Event takes it: the API server allows 1,024 bytes.
+pub(super) fn note(message: &str) -> String {
+    const MOST: usize = 1000;
+    message[..message.floor_char_boundary(MOST)].to_owned()
+}
+
 pub(super) async fn event(
     context: &Context,
     work: &Work,
@@ -211,8 +217,7 @@ pub(super) async fn event(
     let event = Event {
         type_: kind,
         reason: reason.to_owned(),
-        // The API server takes at most 1024 bytes.
-        note: Some(message.chars().take(1000).collect()),
+        note: Some(note(message)),
         action: "Budget".to_owned(),
         secondary: None,
     };

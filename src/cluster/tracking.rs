@@ -240,6 +240,7 @@ pub(super) mod tests {
             incomplete: false,
             power_limit_permille: None,
             held_milliseconds: 0,
+            came_milliseconds_ago: None,
             ended_milliseconds_ago: None,
         };
         LedgerPage {

@@ -128,11 +128,24 @@ impl Basis {
 /// (1,000 W at 2.2 PFLOP/s), for four-bit formats and what may come.
 const LEAST_JOULES_A_FLOP: f64 = 4.5e-14;
 
+/// Nor does any need as much, 32-bit arithmetic on a board of 2016 included: a hundred times what
+/// is usual; with joules of a call's launches, and of a start.
+const MOST_JOULES_A_FLOP: f64 = 5e-10;
+const MOST_JOULES_A_CALL: f64 = 500.0;
+const MOST_JOULES_A_START: f64 = 1e6;
+
 impl Observation {
-    /// False where so much arithmetic cannot have been done for so little energy.
-    pub fn is_possible(&self) -> bool {
-        let flops = self.features.images * self.features.flops.0;
-        self.energy.0 >= flops * LEAST_JOULES_A_FLOP
+    /// Why so much arithmetic cannot have taken so much energy; `None` where it can.
+    pub fn impossible(&self) -> Option<&'static str> {
+        let f = &self.features;
+        let flops = f.images * f.flops.0;
+        if self.energy.0 < flops * LEAST_JOULES_A_FLOP {
+            return Some("less than any GPU needs");
+        }
+        let most = flops * MOST_JOULES_A_FLOP
+            + f.images * f.calls.max(1.0) * MOST_JOULES_A_CALL
+            + f.starts * MOST_JOULES_A_START;
+        (self.energy.0 > most * f.gpus.max(1.0)).then_some("more than any GPU uses")
     }
 }
 

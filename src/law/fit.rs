@@ -167,14 +167,16 @@ fn finish(mut law: Law, prior: &Law, runs: &[&Observation]) -> Law {
         law.covariance = covariance;
     }
     let mut errors = 0.0;
+    // A law that is fitted on has learnt of the runs before, too.
+    let begun = prior.observations;
     for (number, run) in runs.iter().enumerate() {
         let (ln, _) = law.linearise(&run.features, &law.own(&run.features));
         errors += (ln.exp() / run.energy.0 - 1.0).abs();
-        law.touch(&law.own(&run.features), number as u64);
+        law.touch(&law.own(&run.features), begun + number as u64);
     }
     if !runs.is_empty() {
         law.error = errors / runs.len() as f64;
-        law.observations = runs.len() as u64;
+        law.observations = begun + runs.len() as u64;
     }
     law.settle();
     law

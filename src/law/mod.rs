@@ -45,7 +45,7 @@ pub use gpu::{EXAMPLES as GPU_EXAMPLES, Generation, Gpu, Prior, Sheet, object_na
 pub use predict::{Outside, Prediction};
 pub use score::{Judged, Score, score};
 pub use standing::{Standing, Standings};
-pub use state::{Law, StateError};
+pub use state::{LEVELS, Law, StateError};
 pub use stream::{Outcome, Update};
 pub use units::{Flops, Joules, Microjoules};
 pub use workload::{Annotation, ParameterError, Precision, Scheduler, Workload};

@@ -12,7 +12,7 @@ use super::units::Joules;
 use serde::{Deserialize, Serialize};
 
 /// Levels kept at most; beyond that the one unseen longest goes.
-pub(super) const LEVELS: usize = 20;
+pub const LEVELS: usize = 20;
 /// Of these, stacks and drivers: their names are free, and must not crowd the models out.
 const QUOTAS: [(&str, usize); 2] = [(SOFTWARE, 4), (DRIVER, 3)];
 
@@ -101,6 +101,13 @@ pub enum StateError {
 }
 
 pub(super) const STATE_VERSION: u32 = 2;
+
+/// Parameters that states of this version may lack.
+const NEWER: [(Form, &str); 3] = [
+    (Form::Paper, "batch"),
+    (Form::Paper, "gpus"),
+    (Form::Paper, "gpus-batch"),
+];
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -436,14 +443,7 @@ impl Law {
         if !saved.range.is_possible() {
             return Err(StateError::Broken("its range is no range"));
         }
-        let fixed = saved.form.fixed(&saved.gpu.prior());
-        if fixed
-            .iter()
-            .any(|(name, _)| !saved.parameters.iter().any(|p| p.name == *name))
-        {
-            return Err(StateError::Broken("a parameter of this form is missing"));
-        }
-        Ok(Self {
+        let law = Self {
             form: saved.form,
             generation: saved.gpu.sheet().map(|sheet| sheet.generation),
             gpu: saved.gpu,
@@ -458,7 +458,24 @@ impl Law {
             shifts: saved.shifts,
             shifted_at: saved.shifted_at,
             observations: saved.observations,
-        })
+        };
+        law.completed()
+    }
+
+    /// With the parameters that its form has since it was saved, as they are believed before any
+    /// run; what a form has always had must be there.
+    fn completed(mut self) -> Result<Self, StateError> {
+        let fixed = self.form.fixed(&self.gpu.prior());
+        for (name, belief) in fixed {
+            if self.index(name).is_some() {
+                continue;
+            }
+            if !NEWER.contains(&(self.form, name)) {
+                return Err(StateError::Broken("a parameter of this form is missing"));
+            }
+            self.add(name.to_owned(), belief);
+        }
+        Ok(self)
     }
 
     /// Rounds everything to what is saved, so that a restart changes nothing.

@@ -74,8 +74,8 @@ impl Law {
             return Outcome::Refused("so little or so much energy a step no GPU uses");
         }
         let own = self.own(f);
-        if !run.is_possible() {
-            return Outcome::Refused("so much arithmetic for so little energy no GPU does");
+        if run.impossible().is_some() {
+            return Outcome::Refused("so little or so much energy for such arithmetic no GPU uses");
         }
         let before = self.predict_with(f, &own);
         let seen = before.runs_of_model > 0;

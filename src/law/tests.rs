@@ -514,3 +514,31 @@ fn one_run_of_one_model_says_nothing_of_another_product() {
     let law = Law::for_product(Form::default(), &h100, [&one]);
     assert_eq!(law, Law::prior(Form::default(), &h100));
 }
+
+#[test]
+fn a_saved_law_of_the_papers_form_without_batches_goes_on_with_what_it_has_learnt() {
+    let gpu = Gpu::parse("NVIDIA L40S").unwrap();
+    let mut law = Law::prior(Form::Paper, &gpu);
+    for n in 0..20 {
+        law.learn(&run(mixed(n), 1.0));
+    }
+    let features = mixed(3);
+    let before = law.predict(&features).median.0;
+    for name in ["batch", "gpus", "gpus-batch"] {
+        let index = law.index(name).unwrap();
+        law.parameters.remove(index);
+        law.covariance.shrink(index);
+    }
+    let again = Law::load(&law.save()).unwrap();
+    assert_eq!(again.observations, 20);
+    assert!(again.index("gpus-batch").is_some());
+    let after = again.predict(&features).median.0;
+    assert!((after / before - 1.0).abs() < 0.1, "{before} then {after}");
+    let index = law.index("alpha").unwrap();
+    law.parameters.remove(index);
+    law.covariance.shrink(index);
+    assert!(
+        Law::load(&law.save()).is_err(),
+        "what it always had is missing"
+    );
+}

@@ -67,6 +67,9 @@ pub struct PodEnergy {
     pub power_limit_permille: Option<u64>,
     /// For how long it has held a GPU.
     pub held_milliseconds: u64,
+    /// How long ago it began to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub came_milliseconds_ago: Option<u64>,
     /// How long ago it was seen to hold nothing any more; absent while it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_milliseconds_ago: Option<u64>,
@@ -122,6 +125,7 @@ pub(super) fn page(
             incomplete: account.incomplete,
             power_limit_permille: (known > 0).then(|| sum / known),
             held_milliseconds: account.held(now) / 1000,
+            came_milliseconds_ago: Some(now.saturating_sub(account.since) / 1000),
             ended_milliseconds_ago: account.ended.map(|ended| now.saturating_sub(ended) / 1000),
         }
     };

@@ -2,8 +2,9 @@
 //! on shutdown.
 
 use super::idle::Idle;
+use super::room::{LARGE, Peer, Room, Taken};
 use super::shutdown::Stop;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -12,12 +13,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -73,15 +74,10 @@ pub fn readiness(ready: bool) -> StatusCode {
 }
 
 const LARGEST_BODY: usize = 3 << 20;
-/// Bodies at once, in KiB: who asks for more waits a moment, and is then sent away.
-const BODIES_KIB: usize = 32 << 10;
-const BODY_TRIES: u32 = 50;
-const BODY_PAUSE: Duration = Duration::from_millis(20);
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_secs(10);
-const CONNECTIONS: usize = 1024;
 /// Requests at once on one HTTP/2 connection: an API server has few.
 const STREAMS: u32 = 128;
 /// A peer that is gone without a word is found out by then.
@@ -110,8 +106,7 @@ impl Server {
         H: Fn(Call) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
-        let bodies = Arc::new(Semaphore::new(BODIES_KIB));
+        let room = Arc::new(Room::default());
         let graceful = Arc::new(GracefulShutdown::new());
         let acceptor = tls.map(TlsAcceptor::from);
         let mut connections = JoinSet::new();
@@ -121,17 +116,23 @@ impl Server {
                 accepted = accept(&self.listener, &room) => accepted,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             };
-            let Some((stream, permit)) = accepted else {
+            let Some((stream, address, permit)) = accepted else {
+                continue;
+            };
+            let peer = room.peer(address);
+            let Some(own) = peer.connection() else {
+                tracing::debug!(%address, "too many connections from one address");
                 continue;
             };
             let service = Service {
                 handler: handler.clone(),
-                bodies: bodies.clone(),
+                room: room.clone(),
+                peer,
                 idle: Arc::default(),
             };
             let (acceptor, watcher) = (acceptor.clone(), graceful.watcher());
             connections.spawn(async move {
-                let _permit = permit;
+                let _permits = (permit, own);
                 match acceptor {
                     None => service.serve(stream, false, watcher).await,
                     Some(acceptor) => {
@@ -157,13 +158,13 @@ impl Server {
 
 async fn accept(
     listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = room.clone().acquire_owned().await.ok()?;
+    room: &Room,
+) -> Option<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
+    let permit = room.connection().await?;
     match listener.accept().await {
-        Ok((stream, _)) => {
+        Ok((stream, address)) => {
             let _ = stream.set_nodelay(true);
-            Some((stream, permit))
+            Some((stream, address.ip(), permit))
         }
         Err(error) => {
             // Out of file descriptors, say: wait, do not spin.
@@ -177,8 +178,9 @@ async fn accept(
 /// What answers on one connection.
 struct Service<H> {
     handler: H,
-    /// Room for bodies, of all connections.
-    bodies: Arc<Semaphore>,
+    /// Of all connections, and of this address.
+    room: Arc<Room>,
+    peer: Arc<Peer>,
     idle: Arc<Idle>,
 }
 
@@ -195,11 +197,16 @@ where
     {
         let (idle, io) = (self.idle.clone(), TokioIo::new(stream));
         let service = service_fn(move |request: Request<Incoming>| {
-            let (handler, bodies) = (self.handler.clone(), self.bodies.clone());
+            let handler = self.handler.clone();
+            let (room, peer) = (self.room.clone(), self.peer.clone());
             let busy = self.idle.busy();
             async move {
-                let answer = match read(request, &bodies).await {
-                    Ok((call, _room)) => handler(call).await,
+                let answer = match read(request, &room, &peer).await {
+                    Ok((call, _taken)) if call.body.len() >= LARGE => {
+                        let _alone = room.large.acquire().await;
+                        handler(call).await
+                    }
+                    Ok((call, _taken)) => handler(call).await,
                     Err(answer) => answer,
                 };
                 drop(busy);
@@ -239,46 +246,19 @@ where
     }
 }
 
-/// Room for so many KiB, if there is some soon. Nobody queues for it: a small body is not to wait
-/// behind large ones.
-async fn room_for(bodies: &Arc<Semaphore>, wanted: u32) -> Option<OwnedSemaphorePermit> {
-    for _ in 0..BODY_TRIES {
-        if let Ok(room) = bodies.clone().try_acquire_many_owned(wanted) {
-            return Some(room);
-        }
-        tokio::time::sleep(BODY_PAUSE).await;
-    }
-    None
-}
-
 /// Reads a request; its room among the bodies is held until the answer is made.
 async fn read(
     request: Request<Incoming>,
-    bodies: &Arc<Semaphore>,
-) -> Result<(Call, OwnedSemaphorePermit), Answer> {
+    room: &Room,
+    peer: &Peer,
+) -> Result<(Call, Taken), Answer> {
     let (head, body) = request.into_parts();
-    let said = body.size_hint().exact();
-    let too_large = || {
-        let why = "the body is larger than 3 MiB or broke off\n";
-        Answer::text(StatusCode::PAYLOAD_TOO_LARGE, why)
-    };
-    let most = said.map_or(LARGEST_BODY, |bytes| {
-        usize::try_from(bytes).unwrap_or(usize::MAX)
-    });
-    if most > LARGEST_BODY {
-        return Err(too_large());
-    }
-    let wanted = u32::try_from(most.div_ceil(1024)).unwrap_or(u32::MAX);
-    let Some(room) = room_for(bodies, wanted).await else {
-        let why = "too much is being read already; ask again\n";
-        return Err(Answer::text(StatusCode::SERVICE_UNAVAILABLE, why));
-    };
-    let body = Limited::new(body, LARGEST_BODY).collect();
-    let Ok(body) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
+    let body = tokio::time::timeout(BODY_TIMEOUT, collect(body, room, peer)).await;
+    let Ok(body) = body else {
         let why = "the body took too long\n";
         return Err(Answer::text(StatusCode::REQUEST_TIMEOUT, why));
     };
-    let body = body.map_err(|_| too_large())?;
+    let (body, taken) = body?;
     let header = |name: header::HeaderName| head.headers.get(name)?.to_str().ok();
     let call = Call {
         path: head.uri.path().to_owned(),
@@ -287,9 +267,49 @@ async fn read(
         content_type: header(header::CONTENT_TYPE)
             .and_then(|value| Some(value.split(';').next()?.trim().to_ascii_lowercase())),
         method: head.method,
-        body: body.to_bytes(),
+        body,
     };
-    Ok((call, room))
+    Ok((call, taken))
+}
+
+/// A body, with the room that it took as it came: what is only announced takes none.
+async fn collect(mut body: Incoming, room: &Room, peer: &Peer) -> Result<(Bytes, Taken), Answer> {
+    let too_large = || {
+        let why = "the body is larger than 3 MiB or broke off\n";
+        Answer::text(StatusCode::PAYLOAD_TOO_LARGE, why)
+    };
+    if body.size_hint().lower() > LARGEST_BODY as u64 {
+        return Err(too_large());
+    }
+    let mut taken = Taken::default();
+    let mut all = Bytes::new();
+    let mut joined: Vec<u8> = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| too_large())?.into_data() else {
+            continue;
+        };
+        let bytes = all.len() + joined.len() + data.len();
+        if bytes > LARGEST_BODY {
+            return Err(too_large());
+        }
+        if !room.grow(peer, &mut taken, bytes).await {
+            let why = "too much is being read already; ask again\n";
+            return Err(Answer::text(StatusCode::SERVICE_UNAVAILABLE, why));
+        }
+        // Most bodies come in one piece, which is not copied.
+        if bytes == data.len() {
+            all = data;
+        } else {
+            if joined.is_empty() {
+                joined = std::mem::take(&mut all).to_vec();
+            }
+            joined.extend_from_slice(&data);
+        }
+    }
+    if !joined.is_empty() {
+        all = joined.into();
+    }
+    Ok((all, taken))
 }
 
 fn respond(answer: Answer) -> Response<Full<Bytes>> {

@@ -6,6 +6,7 @@ pub mod fetch;
 pub mod http;
 mod idle;
 pub mod mutual;
+mod room;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

@@ -340,7 +340,11 @@ fn runs(folder: &Path) -> String {
 fn pods_as_metrics() -> String {
     let mut text = String::new();
     let mut add = |line: String| text += &format!("{line}\n");
-    add("jouleward_gpu_info{node=\"n\",gpu_uuid=\"GPU-1\",model=\"NVIDIA L40S\"} 1".to_owned());
+    for (uuid, sharing) in [("GPU-1", "exclusive"), ("GPU-2", "time-slicing")] {
+        add(format!(
+            "jouleward_gpu_info{{node=\"n\",gpu_uuid=\"{uuid}\",model=\"NVIDIA L40S\",driver_version=\"550.54.15\",sharing=\"{sharing}\"}} 1"
+        ));
+    }
     for (number, (model, joules)) in [
         ("sdxl", 9000),
         ("sdxl", 9100),
@@ -348,13 +352,20 @@ fn pods_as_metrics() -> String {
         ("sdxl", 10),
         ("", 5000),
         ("sdxl", 4000),
+        ("sdxl", 8000),
+        ("sdxl", 40),
     ]
     .iter()
     .enumerate()
     {
         let pod = format!("namespace=\"team\",pod=\"p{number}\",uid=\"uid-{number}\"");
+        // One stood beside another pod, one was gone in half a second.
+        let gpu = if number == 6 { "GPU-2" } else { "GPU-1" };
+        let end = if number == 7 { 100.5 } else { 160.0 };
+        add(format!("kube_pod_start_time{{{pod}}} 100"));
+        add(format!("kube_pod_completion_time{{{pod}}} {end}"));
         add(format!(
-            "jouleward_pod_gpu_energy_joules_total{{{pod},gpu_uuid=\"GPU-1\",container=\"c\",component=\"active\"}} {joules}"
+            "jouleward_pod_gpu_energy_joules_total{{{pod},gpu_uuid=\"{gpu}\",container=\"c\",component=\"active\"}} {joules}"
         ));
         let succeeded = u8::from(number != 3);
         add(format!(
@@ -413,7 +424,7 @@ fn a_real_prometheus_server_is_fitted_from_by_what_its_pods_burned_and_said() {
                 .await?;
             let report: serde_json::Value =
                 serde_json::from_slice(&output.stdout).unwrap_or_default();
-            let whole = report["leftOut"].as_array().is_some_and(|left| left.len() == 2);
+            let whole = report["leftOut"].as_array().is_some_and(|left| left.len() == 4);
             Ok((output.status.success() && whole).then_some(report))
         })
         .await
@@ -427,6 +438,11 @@ fn a_real_prometheus_server_is_fitted_from_by_what_its_pods_burned_and_said() {
         assert!(why.contains("team/p4") && why.contains("allowlist"), "{why}");
         let why = fitted["leftOut"][1]["why"].as_str().unwrap();
         assert!(why.contains("team/p5") && why.contains("batch-size"), "{why}");
+        let why = fitted["leftOut"][2]["why"].as_str().unwrap();
+        assert!(why.contains("team/p6") && why.contains("shared"), "{why}");
+        let why = fitted["leftOut"][3]["why"].as_str().unwrap();
+        assert!(why.contains("team/p7") && why.contains("under 1 s"), "{why}");
+        assert!(law["parameters"]["driver/550"].is_number(), "{law}");
     });
     assert!(refused(&["fit", "--prometheus", "https://x", "--range", "1h"]).contains("http://"));
     assert!(refused(&["fit", "--prometheus", "http://x", "--range", "soon"]).contains("7d"));
@@ -786,6 +802,139 @@ fn pipelines_of_other_shapes_are_imported_and_cost_what_the_catalogue_says() {
             of(known)["teraflopsDenoising"],
             "{known}"
         );
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn what_a_table_says_twice_or_in_the_wrong_unit_is_refused_in_words() {
+    let folder = folder("twice");
+    let path = folder.join("runs.csv");
+    let file = path.to_str().unwrap();
+    let with = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        refused(&["fit", file])
+    };
+    let head = "model,gpu,width,height,steps,energy_joules_per_image";
+    let twice = with(&format!("{head},model\nsdxl,A100,1024,1024,25,900,sd2\n"));
+    assert!(twice.contains("column model is there twice"), "{twice}");
+    let two = with(&format!(
+        "{head},energy_wh_per_image\nsdxl,A100,1024,1024,25,900,900\n"
+    ));
+    assert!(
+        two.contains("energy_joules_per_image and energy_wh_per_image"),
+        "{two}"
+    );
+    let parted = with(
+        "model;gpu;width;height;steps;energy_joules_per_image\nsdxl;A100;1024;1024;25;900,5\n",
+    );
+    assert!(parted.contains("semicolons"), "{parted}");
+    let milli = with(&format!("{head}\nsdxl,A100,1024,1024,25,900000\n"));
+    assert!(milli.contains("more than any GPU uses"), "{milli}");
+    let lines = folder.join("runs.jsonl");
+    std::fs::write(
+        &lines,
+        r#"{"model":"sdxl","gpu":"A100","width":1024,"height":1024,"steps":25,"energy":900}"#,
+    )
+    .unwrap();
+    let unit = refused(&["fit", lines.to_str().unwrap()]);
+    assert!(unit.contains("names no unit"), "{unit}");
+    let sdxl = ["predict", "--model", "sdxl", "--gpu", "NVIDIA-L40S"];
+    for (flag, value, words) in [
+        ("--guidance-scale", "-3", "0 to 100"),
+        ("--intensity", "-4", "--intensity"),
+        ("--denoising-end", "0.8", "--refiner"),
+    ] {
+        let why = refused(&[&sdxl[..], &[flag, value]].concat());
+        assert!(why.contains(words) && !why.contains("unexpected"), "{why}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_law_that_is_fitted_on_counts_the_runs_before_and_says_what_it_forgets() {
+    let folder = folder("fitted-on");
+    let data = runs(&folder);
+    let (once, twice) = (folder.join("once"), folder.join("twice"));
+    said(&["fit", &data, "--save", once.to_str().unwrap()]);
+    let law = once.join("l40s.json");
+    said(&[
+        "fit",
+        &data,
+        "--law",
+        law.to_str().unwrap(),
+        "--save",
+        twice.to_str().unwrap(),
+    ]);
+    let state = std::fs::read_to_string(twice.join("l40s.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    assert_eq!(state["observations"], 24);
+    let mut text = "model,gpu,width,height,steps,energy_joules_per_image,cfg\n".to_owned();
+    for model in [
+        "sd1.5",
+        "sd2",
+        "sdxl",
+        "ssd-1b",
+        "pixart-sigma",
+        "flux.1-dev",
+        "sd3-medium",
+        "sd3.5-large",
+        "sana1.5-1.6b",
+        "qwen-image",
+        "kandinsky-3",
+        "lumina2",
+        "auraflow",
+        "z-image",
+        "chroma",
+        "hunyuandit-1.2",
+        "cogview4-6b",
+        "flux.2-dev",
+    ] {
+        text += &format!("{model},NVIDIA L40S,1024,1024,20,1500,true\n");
+    }
+    let many = folder.join("many.csv");
+    std::fs::write(&many, text).unwrap();
+    let table = said(&["fit", many.to_str().unwrap()]);
+    assert!(
+        table.contains("a law keeps 20 levels") && table.contains("sd1.5"),
+        "{table}"
+    );
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_law_net_of_idle_says_so_wherever_it_speaks() {
+    let folder = folder("net");
+    let path = folder.join("runs.csv");
+    let mut text = "model,gpu,width,height,steps,energy_joules_per_image,cfg,basis\n".to_owned();
+    for steps in [10, 20, 30, 40] {
+        text += &format!(
+            "sdxl,NVIDIA L40S,1024,1024,{steps},{},true,net\n",
+            steps * 60
+        );
+    }
+    std::fs::write(&path, text).unwrap();
+    said(&[
+        "fit",
+        path.to_str().unwrap(),
+        "--save",
+        folder.to_str().unwrap(),
+    ]);
+    let law = folder.join("l40s.json");
+    for command in ["predict", "explain"] {
+        let args = [
+            command,
+            "--model",
+            "sdxl",
+            "--gpu",
+            "NVIDIA-L40S",
+            "--law",
+            law.to_str().unwrap(),
+        ];
+        assert!(said(&args).contains("net of idle"), "{command}");
+        let json: serde_json::Value =
+            serde_json::from_str(&said(&[&args[..], &["-o", "json"]].concat())).unwrap();
+        assert_eq!(json["basis"], "net of idle", "{command}");
     }
     std::fs::remove_dir_all(folder).unwrap();
 }

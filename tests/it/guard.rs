@@ -254,29 +254,64 @@ fn as_owner(shared: &Shared, args: &[&str], input: Option<&str>) -> anyhow::Resu
     shared.stack.plane.kubectl("admin", &args, input)
 }
 
+/// Binds the user that [`as_owner`] acts for.
+fn owned(shared: &Shared, namespace: &str) -> anyhow::Result<()> {
+    for role in ["edit", "jouleward-budget-owner"] {
+        let role = format!("--clusterrole={role}");
+        let name = role.rsplit('=').next().unwrap_or_default();
+        let bind = [
+            "create",
+            "rolebinding",
+            name,
+            "-n",
+            namespace,
+            "--user=owner",
+            &role,
+        ];
+        let said = shared.stack.plane.kubectl("admin", &bind, None)?;
+        ensure!(said.ok, "{said:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_broken_glass_is_for_as_many_pods_as_the_job_had_also_after_a_pause() {
+    on_plane(|shared| async move {
+        let client = &shared.stack.client;
+        let namespace = "glass-pods";
+        jobs::filled(client, namespace, &Generate::SMALL).await?;
+        owned(shared, namespace)?;
+        let mut job = Generate::SMALL.placeholder("one");
+        job["metadata"]["annotations"]["jouleward.dev/break-glass"] = json!("tonight");
+        job["spec"]["parallelism"] = json!(1);
+        let args = ["create", "--namespace", namespace, "-f", "-"];
+        let said = as_owner(shared, &args, Some(&job.to_string()))?;
+        ensure!(said.ok, "{said:?}");
+        let patch = |patch: &str| patch_as_author(shared, namespace, "job/one", patch);
+        let pause = patch(r#"{"spec":{"suspend":true}}"#)?;
+        ensure!(pause.ok, "{pause:?}");
+        let said = patch(r#"{"spec":{"suspend":false,"parallelism":500}}"#)?;
+        ensure!(
+            !said.ok && said.err.contains("was asked for fewer pods"),
+            "{said:?}"
+        );
+        let resumed = patch(r#"{"spec":{"suspend":false}}"#)?;
+        ensure!(resumed.ok, "{resumed:?}");
+        ensure!(!jobs::is_suspended(
+            &jobs::jobs(client, namespace).get("one").await?
+        ));
+        jobs::remove_job(client, namespace, "one").await?;
+        Ok(())
+    });
+}
+
 #[test]
 fn the_glass_is_broken_by_whom_the_verb_allows_and_what_runs_is_charged_beyond_the_limit() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         let namespace = "glass";
         jobs::filled(client, namespace, &Generate::SMALL).await?;
-        for role in ["edit", "jouleward-budget-owner"] {
-            let bind = [
-                "create",
-                "rolebinding",
-                role,
-                "-n",
-                namespace,
-                "--user=owner",
-            ];
-            let role = format!("--clusterrole={role}");
-            let said =
-                shared
-                    .stack
-                    .plane
-                    .kubectl("admin", &[&bind[..], &[&role]].concat(), None)?;
-            ensure!(said.ok, "{said:?}");
-        }
+        owned(shared, namespace)?;
         let why = "a demonstration tonight";
         let urgent = |name: &str| {
             let mut job = Generate::SMALL.job(name);

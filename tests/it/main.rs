@@ -24,6 +24,7 @@ mod kubelet;
 mod learning;
 mod lifecycle;
 mod races;
+mod report;
 mod rights;
 mod scale;
 mod scraped;

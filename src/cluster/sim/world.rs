@@ -31,6 +31,7 @@ impl Burning {
     fn line(&self, now: u64) -> PodEnergy {
         PodEnergy {
             held_milliseconds: (self.ended.unwrap_or(now) - self.since) / 1000,
+            came_milliseconds_ago: None,
             ended_milliseconds_ago: self.ended.map(|ended| (now - ended) / 1000),
             ..self.line.clone()
         }
@@ -141,6 +142,7 @@ impl World {
                 incomplete: false,
                 power_limit_permille: None,
                 held_milliseconds: 0,
+                came_milliseconds_ago: None,
                 ended_milliseconds_ago: None,
             };
             let key = |plural: &str, name: String| (plural.to_owned(), NAMESPACE.to_owned(), name);

@@ -13,7 +13,7 @@ mod row;
 use super::catalogue::Catalogue;
 use super::features::Observation;
 use super::gpu::Gpu;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A row that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +34,12 @@ pub enum DatasetError {
         "column {0} is missing; needed are model, gpu, width, height, steps, energy_joules_per_image"
     )]
     Column(&'static str),
+    #[error("the column {0} is there twice: leave one of them")]
+    Twice(String),
+    #[error(
+        "the first line is parted by semicolons: part columns by commas, and write 1234.5 for a decimal comma"
+    )]
+    Semicolons,
     #[error(
         "the column energy names no unit: call it energy_joules_per_image, energy_wh_per_image, or of a whole run energy_joules, energy_wh or energy_kwh"
     )]
@@ -65,6 +71,15 @@ pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetErr
         .from_reader(text.as_bytes());
     let header = reader.headers().map_err(DatasetError::Header)?.clone();
     let has = |name: &str| header.iter().any(|h| h.trim() == name);
+    let mut seen = BTreeSet::new();
+    for name in header.iter().map(str::trim).filter(|name| !name.is_empty()) {
+        if !seen.insert(name) {
+            return Err(DatasetError::Twice(name.to_owned()));
+        }
+    }
+    if header.len() == 1 && header.iter().any(|name| name.contains(';')) {
+        return Err(DatasetError::Semicolons);
+    }
     if let Some(name) = NEEDED.into_iter().find(|name| !has(name)) {
         return Err(DatasetError::Column(name));
     }

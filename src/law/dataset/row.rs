@@ -1,5 +1,6 @@
 //! One row of a table becomes an observation, or the reason why not.
 
+use super::DatasetError;
 use crate::law::catalogue::{Catalogue, Model, Scale};
 use crate::law::count::count;
 use crate::law::features::{Basis, Features, Observation, driver_branch};
@@ -76,10 +77,10 @@ pub(super) fn observe(row: &Row<'_>, catalogue: &Catalogue) -> Result<(Gpu, Obse
         energy: Joules(energy),
         basis: basis(row)?,
     };
-    if !run.is_possible() {
+    if let Some(why) = run.impossible() {
         let tera = run.features.flops.tera();
         return Err(format!(
-            "{energy:.3} J an image of {tera:.0} TFLOP is less than any GPU needs; is the unit right?"
+            "{energy:.3} J an image of {tera:.0} TFLOP is {why}; is the unit right?"
         ));
     }
     Ok((gpu, run))
@@ -164,8 +165,19 @@ fn energy(row: &Row<'_>, workload: &Workload) -> Result<f64, String> {
     let text = |name: &str| row.get(name).map_or("", String::as_str);
     let given = ENERGIES.iter().find(|(name, ..)| !text(name).is_empty());
     let Some((name, joules, whole)) = given else {
+        if !text("energy").is_empty() {
+            return Err(DatasetError::Unit.to_string());
+        }
         return Err("energy_joules_per_image \"\" is not a positive number".to_owned());
     };
+    let all = ENERGIES.iter().filter(|(name, ..)| !text(name).is_empty());
+    if all.clone().count() > 1 {
+        let names: Vec<&str> = all.map(|(name, ..)| *name).collect();
+        return Err(format!(
+            "{} are all given: leave the energy in one of them",
+            names.join(" and ")
+        ));
+    }
     let written = text(name);
     if written.contains(',') {
         return Err(format!(

@@ -144,7 +144,7 @@ impl Gpu {
         (!bare.is_empty()).then(|| Self(bare.to_owned()))
     }
 
-    /// A product of no measured family: its prior leaks nothing of any measurement.
+    /// A product of no measured family: its prior has none of its runs, and a middle that public fits lie about.
     pub fn unmeasured() -> Self {
         Self("unmeasured".to_owned())
     }
@@ -196,7 +196,7 @@ impl Gpu {
         }
     }
 
-    /// The prior that a data sheet alone gives; nothing measured is in it.
+    /// The prior that a data sheet alone gives: no run of this product, scaled from one anchor by power and rate.
     pub fn prior_of_sheet(&self) -> Prior {
         let sheet = self.sheet();
         let (power, throughput, bandwidth) =

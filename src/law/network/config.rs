@@ -5,9 +5,10 @@ use super::{
     auraflow, autoencoder, cogview4, dit, flux2, mmdit, single_stream, text, unet, unet_cascade,
     unet_kandinsky3, unet_motion, video,
 };
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use std::cell::Cell;
 
 /// A configuration that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +19,12 @@ pub enum ConfigError {
     UnknownClass(String),
     #[error("{class}: {why}")]
     Fields { class: String, why: String },
+    #[error("{class}: {field} is no field of it; did you mean {meant}?")]
+    Misspelt {
+        class: String,
+        field: String,
+        meant: &'static str,
+    },
     #[error("{class}: {field} is {value}; {allowed}")]
     Value {
         class: String,
@@ -123,10 +130,83 @@ pub fn class(config: &Value) -> Option<&str> {
 
 /// Reads the fields that a walker needs; all others are ignored, as `diffusers` has many.
 pub(super) fn fields<T: DeserializeOwned>(config: &Value) -> Result<T, ConfigError> {
+    if let Some((field, meant)) = misspelt(config, names::<T>()) {
+        return Err(ConfigError::Misspelt {
+            class: class(config).unwrap_or_default().to_owned(),
+            field,
+            meant,
+        });
+    }
     T::deserialize(config).map_err(|error| ConfigError::Fields {
         class: class(config).unwrap_or_default().to_owned(),
         why: error.to_string(),
     })
+}
+
+/// A field that nobody reads, and one that it nearly is and that is missing: a typing error would
+/// make a network another, in silence.
+fn misspelt(config: &Value, known: &'static [&'static str]) -> Option<(String, &'static str)> {
+    const SHORT: usize = 8;
+    let given = config.as_object()?;
+    let unknown = given
+        .keys()
+        .filter(|name| name.len() >= SHORT && !known.contains(&name.as_str()));
+    for name in unknown {
+        let missing = known.iter().filter(|known| !given.contains_key(**known));
+        let near = missing.filter(|known| known.len() >= SHORT);
+        if let Some(meant) = near.copied().find(|known| is_near(name, known)) {
+            return Some((name.clone(), meant));
+        }
+    }
+    None
+}
+
+/// True of two words that one letter less, more or other, or two swapped, tells apart.
+fn is_near(a: &str, b: &str) -> bool {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let start = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
+    let (a, b) = (&a[start..], &b[start..]);
+    let ends = a.iter().rev().zip(b.iter().rev());
+    let end = ends.take_while(|(x, y)| x == y).count();
+    let (a, b) = (&a[..a.len() - end], &b[..b.len() - end]);
+    match (a, b) {
+        ([_], [] | [_]) | ([], [_]) => true,
+        ([a, b], [c, d]) => a == d && b == c,
+        _ => false,
+    }
+}
+
+/// The fields that a walker reads, by name.
+fn names<T: DeserializeOwned>() -> &'static [&'static str] {
+    let names = Cell::new([].as_slice());
+    let _ = T::deserialize(Names(&names));
+    names.get()
+}
+
+/// Gives no value: it only hears which fields are asked for.
+struct Names<'a>(&'a Cell<&'static [&'static str]>);
+
+impl<'de> Deserializer<'de> for Names<'_> {
+    type Error = serde::de::value::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+        Err(Self::Error::custom("there is no value"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        self.0.set(fields);
+        self.deserialize_any(visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+        unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
 }
 
 /// Refuses a count that would make a walk endless or empty.

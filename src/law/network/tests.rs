@@ -173,3 +173,34 @@ fn a_configuration_that_makes_no_sense_is_refused() {
         assert!(measure(&config, 77.0).is_err(), "{config}");
     }
 }
+
+#[test]
+fn a_field_that_is_nearly_another_is_a_typing_error_and_no_default() {
+    let unet = |depths: &str, value: Value| {
+        let mut config = json!({
+            "_class_name": "UNet2DConditionModel", "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        });
+        config[depths] = value;
+        measure(&config, 77.0)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    };
+    assert!(unet("transformer_layers_per_block", json!([1, 2, 10])).is_ok());
+    for name in [
+        "transformers_layers_per_block",
+        "transformer_layer_per_block",
+        "transfromer_layers_per_block",
+    ] {
+        let said = unet(name, json!([1, 2, 10])).unwrap_err();
+        assert!(
+            said.contains(name) && said.contains("did you mean"),
+            "{said}"
+        );
+    }
+    let said = unet("transformer_layers_per_block", json!([1, 2])).unwrap_err();
+    assert!(said.contains("2 long"), "{said}");
+    // What diffusers has besides is none of our business.
+    assert!(unet("center_input_sample", json!(false)).is_ok());
+}

@@ -1,6 +1,6 @@
 //! `UNet2DConditionModel`: the U-Nets of Stable Diffusion, SDXL, SSD-1B and Kandinsky 2.2.
 
-use super::config::{ConfigError, PerLevel, fields, within};
+use super::config::{ConfigError, PerLevel, class, fields, within};
 use super::counter::{BINARY, Counter, GROUP_NORM, Scope, Tokens, UNARY, differ};
 use super::work::Work;
 use serde::Deserialize;
@@ -273,6 +273,25 @@ impl Config {
 
     /// Depths that would make a walk endless.
     fn check_depths(&self, config: &Value, levels: usize) -> Result<(), ConfigError> {
+        let own = Some(&self.transformer_layers_per_block);
+        for (field, depths) in [
+            ("transformer_layers_per_block", own),
+            (
+                "reverse_transformer_layers_per_block",
+                self.reverse_transformer_layers_per_block.as_ref(),
+            ),
+        ] {
+            if let Some(Depths::Each(list)) = depths
+                && list.len() != levels
+            {
+                return Err(ConfigError::Value {
+                    class: class(config).unwrap_or_default().to_owned(),
+                    field,
+                    value: format!("{} long", list.len()),
+                    allowed: "it needs one entry for each of block_out_channels",
+                });
+            }
+        }
         for level in 0..levels {
             let layers = within(config, "layers_per_block", self.layers(level), 64)?;
             for layer in 0..=layers {
