@@ -117,6 +117,7 @@ metrics! { EXPORTER_METRICS:
     GPU_LOST = Counter "gpu_lost" None, "node, gpu_uuid", "Times the GPU stopped answering";
     NVML_ERRORS = Counter "nvml_errors" None, "node, call, code", "Failed NVML calls";
     PODRESOURCES_ERRORS = Counter "podresources_errors" None, "node, code", "Failed questions to the kubelet";
+    PROC_ERRORS = Counter "proc_errors" None, "node, call, code", "Reads of a process in /proc that failed, other than that it is gone";
     CLAIM_ERRORS = Counter "resource_claim_errors" None, "node, code", "Failed questions to the API server about resource claims";
     GAP_SECONDS = Counter "attribution_gap" SECONDS, "node, gpu_uuid", "Time for which nobody was billed";
     SERIES_DROPPED = Counter "series_dropped" None, "node", "Pod accounts dropped after their time or above the cap";

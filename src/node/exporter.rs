@@ -209,6 +209,12 @@ pub async fn once(settings: Settings, dump: bool) -> Result<String, ExporterErro
     Ok(shared.snapshot.load().text(compat))
 }
 
+fn hangs(seconds: u64) -> String {
+    format!(
+        "sampler: hangs in a call to the driver for {seconds} s; a new process may get out of it\n"
+    )
+}
+
 fn answer(call: &Call, shared: &Shared, compat: Option<Compat>) -> Answer {
     match call.path.as_str() {
         "/metrics" => {
@@ -226,11 +232,16 @@ fn answer(call: &Call, shared: &Shared, compat: Option<Compat>) -> Answer {
             let list: Vec<&Replay> = replays.iter().map(AsRef::as_ref).collect();
             Answer::json(serde_json::to_vec(&list).unwrap_or_default())
         }
-        "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
+        "/healthz" => match shared.hangs() {
+            None => Answer::text(StatusCode::OK, "ok\n"),
+            Some(seconds) => Answer::text(StatusCode::SERVICE_UNAVAILABLE, hangs(seconds)),
+        },
         "/readyz" => {
             let snapshot = shared.snapshot.load();
-            let status = readiness(snapshot.health.is_ready());
+            let stuck = shared.hangs();
+            let status = readiness(snapshot.health.is_ready() && stuck.is_none());
             let mut report = snapshot.health.report();
+            report += &stuck.map(hangs).unwrap_or_default();
             if let Some(trouble) = shared.ledger_trouble.load().as_deref() {
                 report += &format!("ledger for the controller: {trouble}\n");
             }

@@ -100,6 +100,7 @@ pub fn nvml(bytes: &[u8]) {
                 n => Owner::Pod(["a", "b", "c"][usize::from(n) - 1].to_owned()),
             };
             let look = Look {
+                read_at: None,
                 energy_millijoules: (kind & 2 == 0).then(|| number(6)),
                 power_milliwatts: (kind & 4 == 0).then(|| number(4)),
                 busy: kind & 8 != 0,

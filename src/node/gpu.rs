@@ -37,6 +37,8 @@ pub struct GpuTotals {
 /// One look at one GPU, as the meter takes it.
 #[derive(Debug, Clone, Default)]
 pub struct Look {
+    /// µs, monotonic: when its counter was read.
+    pub read_at: Option<u64>,
     pub energy_millijoules: Option<u64>,
     pub power_milliwatts: Option<u64>,
     /// True where processes have a context, and where that could not be seen.
@@ -340,6 +342,49 @@ mod tests {
         gpu.look(power(100_000), 61 * SECOND);
         assert_eq!(waiting(&gpu), 100 * SECOND);
         assert_eq!(gpu.totals.gap_micros, 60 * SECOND);
+    }
+
+    #[test]
+    fn both_idle_levels_are_learnt_of_quiet_seconds_with_and_without_a_context() {
+        let mut gpu = gpu(EnergySource::Counter);
+        let (mut counter, mut now) = (0, 0);
+        let mut second = |gpu: &mut Gpu, watts: u64, busy: bool, at_rest: bool| {
+            counter += watts * 1000;
+            now += SECOND;
+            let look = Look {
+                energy_millijoules: Some(counter),
+                busy,
+                at_rest,
+                ..Look::default()
+            };
+            gpu.look(look, now);
+            let holder = Holder {
+                uid: "a".into(),
+                ..Holder::default()
+            };
+            let holders = if busy {
+                BTreeMap::from([(holder, 1)])
+            } else {
+                BTreeMap::new()
+            };
+            while let Some(pending) = gpu.pending.pop_front() {
+                gpu.window(pending, holders.clone());
+            }
+        };
+        for _ in 0..15 {
+            second(&mut gpu, 52, false, true);
+        }
+        assert_eq!(gpu.totals.idle_milliwatts, Some(52_000));
+        assert_eq!(gpu.totals.context_milliwatts, None, "there was none");
+        for _ in 0..15 {
+            second(&mut gpu, 78, true, true);
+        }
+        // Work says nothing of either.
+        for _ in 0..15 {
+            second(&mut gpu, 300, true, false);
+        }
+        assert_eq!(gpu.totals.idle_milliwatts, Some(52_000));
+        assert_eq!(gpu.totals.context_milliwatts, Some(78_000));
     }
 
     #[test]

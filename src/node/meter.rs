@@ -334,3 +334,41 @@ fn account<'a>(
             from_other_boot: false,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(number: u64, at: Option<u64>) -> (String, PodAccount) {
+        let holder = Holder {
+            uid: format!("pod-{number}"),
+            ..Holder::default()
+        };
+        let mut pods = BTreeMap::new();
+        let account = account(&mut pods, &holder, 0, 0);
+        account.ended = at;
+        let share = Share {
+            active: Microjoules(10 + number),
+            idle: Microjoules(0),
+        };
+        account.shares.insert((String::new(), String::new()), share);
+        (holder.uid, account.clone())
+    }
+
+    #[test]
+    fn accounts_beyond_the_most_go_oldest_first_and_what_they_burned_is_kept() {
+        let mut meter = Meter {
+            // The third holds still; of the others the second ended first.
+            pods: [(0, Some(30)), (1, Some(10)), (2, None), (3, Some(20))]
+                .map(|(number, at)| ended(number, at))
+                .into(),
+            ..Meter::default()
+        };
+        assert_eq!(meter.retire(0, 2), 2);
+        let left: Vec<&str> = meter.pods().map(|pod| pod.uid.as_str()).collect();
+        assert_eq!(left, ["pod-0", "pod-2"]);
+        assert_eq!(meter.retired(), Microjoules(11 + 13));
+        assert_eq!(meter.retire(31, 2), 1, "it ended before");
+        assert_eq!(meter.retired(), Microjoules(11 + 13 + 10));
+    }
+}

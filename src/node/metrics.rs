@@ -14,7 +14,7 @@ use crate::serve::exposition::{
 };
 use hyper::body::Bytes;
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 /// How the exporter itself is doing.
@@ -22,6 +22,10 @@ use std::sync::OnceLock;
 pub(super) struct Health {
     nvml: Result<(), OpenError>,
     nvml_errors: BTreeMap<CallError, u64>,
+    /// Calls that failed in the look before, and in this one.
+    failing: (BTreeSet<CallError>, BTreeSet<CallError>),
+    /// Reads of /proc that failed, by file and error.
+    proc_errors: BTreeMap<(&'static str, String), u64>,
     kubelet_errors: BTreeMap<String, u64>,
     kubelet: Kubelet,
     claims: DraState,
@@ -50,6 +54,8 @@ impl Default for Health {
         Self {
             nvml: Err(OpenError::Library("not tried yet".to_owned())),
             nvml_errors: BTreeMap::new(),
+            failing: Default::default(),
+            proc_errors: BTreeMap::new(),
             kubelet_errors: BTreeMap::new(),
             kubelet: Kubelet::Silent,
             claims: DraState::default(),
@@ -85,12 +91,39 @@ impl Health {
     }
 
     pub(super) fn count(&mut self, error: &CallError) {
-        let count = self.nvml_errors.entry(error.clone()).or_default();
-        if *count == 0 {
+        *self.nvml_errors.entry(error.clone()).or_default() += 1;
+        let (before, now) = &mut self.failing;
+        if now.insert(error.clone()) && !before.contains(error) {
             tracing::warn!(
                 call = error.call,
                 code = error.code,
                 "an NVML call fails; further ones are counted"
+            );
+        }
+    }
+
+    /// A look is over: what failed before and does no more is told once.
+    fn looked(&mut self) {
+        let (before, now) = &mut self.failing;
+        for error in before.difference(now) {
+            tracing::info!(
+                call = error.call,
+                code = error.code,
+                "an NVML call no longer fails so"
+            );
+        }
+        *before = std::mem::take(now);
+    }
+
+    /// Counts a read of /proc that failed; logged once a file and error.
+    pub(super) fn proc(&mut self, file: &'static str, error: std::io::ErrorKind) {
+        let count = self.proc_errors.entry((file, format!("{error:?}")));
+        let count = count.or_default();
+        if *count == 0 {
+            tracing::warn!(
+                file,
+                ?error,
+                "a process cannot be read; its energy is an unknown process's"
             );
         }
         *count += 1;
@@ -128,6 +161,7 @@ impl Health {
     }
 
     pub(super) fn ticked(&mut self, micros: u64, at: Timestamp) {
+        self.looked();
         self.ticks.observe(micros as f64 / 1e6);
         self.last_tick = at;
     }
@@ -168,6 +202,17 @@ impl Health {
         }
         for (code, count) in &self.kubelet_errors {
             text += &format!("kubelet errors: {code} {count}\n");
+        }
+        for ((file, error), count) in &self.proc_errors {
+            text += &format!("process errors: {file} {error} {count}\n");
+        }
+        if self.checkpoint_errors > 0 {
+            let now = if self.checkpoint_fails {
+                "fails"
+            } else {
+                "works again"
+            };
+            text += &format!("checkpoint errors: {}, it {now}\n", self.checkpoint_errors);
         }
         text
     }
@@ -452,6 +497,13 @@ impl NodeSnapshot {
         for (code, count) in &self.health.kubelet_errors {
             kubelet.add(self.labels(&[("code", code)]), *count as f64);
         }
+        let mut procs = Family::new(c::PROC_ERRORS);
+        for ((file, error), count) in &self.health.proc_errors {
+            procs.add(
+                self.labels(&[("call", file), ("code", error)]),
+                *count as f64,
+            );
+        }
         let mut claims = Family::new(c::CLAIM_ERRORS);
         for (code, count) in &self.health.claims.errors {
             claims.add(self.labels(&[("code", code)]), *count as f64);
@@ -470,6 +522,7 @@ impl NodeSnapshot {
         vec![
             nvml,
             kubelet,
+            procs,
             claims,
             one(c::SERIES_DROPPED, self.health.dropped as f64),
             ticks,

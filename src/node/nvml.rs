@@ -6,6 +6,7 @@
 use super::instances::Instances;
 pub use super::instances::{Cut, InstanceReading};
 use super::raw;
+use crate::clock;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use nvml_wrapper::{Device, Nvml};
@@ -87,6 +88,8 @@ pub struct CallError {
 /// One look at one GPU.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
+    /// µs, monotonic: when the counter was read.
+    pub read_at: Option<u64>,
     pub energy_millijoules: Option<u64>,
     pub power_milliwatts: Option<u64>,
     pub limit_milliwatts: Option<u64>,
@@ -125,8 +128,11 @@ pub enum OpenError {
     Library(String),
     #[error("nvmlInit answered {0}")]
     Init(&'static str),
-    #[error("NVML lists no device: {0}")]
-    Devices(&'static str),
+    /// The call, and what it answered.
+    #[error("NVML lists no device: {0} answered {1}")]
+    Devices(&'static str, &'static str),
+    #[error("every device fails")]
+    Failing,
 }
 
 impl Reader {
@@ -164,7 +170,7 @@ impl Reader {
     fn stock(nvml: &'static Nvml, activity: bool) -> Result<Self, OpenError> {
         let count = nvml
             .device_count()
-            .map_err(|e| OpenError::Devices(code(&e)))?;
+            .map_err(|e| OpenError::Devices("nvmlDeviceGetCount", code(&e)))?;
         let mut reader = Self {
             devices: BTreeMap::new(),
             limits: BTreeMap::new(),
@@ -175,7 +181,9 @@ impl Reader {
         };
         reader.find_missing();
         match reader.errors.first() {
-            Some(error) if reader.devices.is_empty() => Err(OpenError::Devices(error.code)),
+            Some(error) if reader.devices.is_empty() => {
+                Err(OpenError::Devices(error.call, error.code))
+            }
             _ => Ok(reader),
         }
     }
@@ -248,11 +256,16 @@ impl Reader {
                 "nvmlDeviceGetTotalEnergyConsumption",
                 errors,
             );
+            reading.read_at = Some(clock::monotonic_micros());
         }
         let asked = self.limits.entry(uuid.to_owned()).or_insert(now);
         if now.saturating_sub(*asked) >= LIMIT_EVERY_US {
             *asked = now;
-            reading.limit_milliwatts = device.enforced_power_limit().ok().map(u64::from);
+            // A board without one says so; all else is an error.
+            reading.limit_milliwatts = match device.enforced_power_limit() {
+                Err(NvmlError::NotSupported) => None,
+                other => keep(other, "nvmlDeviceGetEnforcedPowerLimit", errors).map(u64::from),
+            };
         }
         reading.power_milliwatts =
             keep(device.power_usage(), "nvmlDeviceGetPowerUsage", errors).map(u64::from);

@@ -5,6 +5,7 @@ use super::cgroup;
 use rustix::fs::{Access, AtFlags, accessat};
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// Whose each process is, cached by PID and start time against PID reuse.
@@ -15,6 +16,8 @@ pub(super) struct Processes {
     /// other containers' paths do not.
     others: Owner,
     seen: HashMap<u32, Seen>,
+    /// Files that could not be read, and why; that a process is gone is no error.
+    pub(super) errors: Vec<(&'static str, ErrorKind)>,
 }
 
 #[derive(Debug)]
@@ -34,6 +37,8 @@ struct Seen {
 /// nvidia-cuda-mps-server and -control, as the kernel cuts a process's name.
 const MPS_SERVER: &str = "nvidia-cuda-mps";
 
+/// Errors that are kept in mind between two looks.
+const MOST_ERRORS: usize = 1000;
 /// An answer this young is believed: the watch asks of every process more often.
 const FRESH_US: u64 = 500_000;
 /// How long after its exit a process is still known.
@@ -66,6 +71,22 @@ impl Processes {
             root,
             others: own.map_or(Owner::Host, Owner::Pod),
             seen: HashMap::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    /// A file of a process; `None` where it is gone, or cannot be read, which is kept in mind.
+    fn read(&mut self, pid: u32, file: &'static str) -> Option<String> {
+        match std::fs::read_to_string(self.root.join(pid.to_string()).join(file)) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                let gone = error.kind() == ErrorKind::NotFound
+                    || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error());
+                if !gone && self.errors.len() < MOST_ERRORS {
+                    self.errors.push((file, error.kind()));
+                }
+                None
+            }
         }
     }
 
@@ -118,9 +139,9 @@ impl Processes {
             }
         }
         let folder = self.root.join(pid.to_string());
-        let text = std::fs::read_to_string(folder.join("cgroup")).ok()?;
-        let name = std::fs::read_to_string(folder.join("comm"));
-        let owner = if name.is_ok_and(|name| name.starts_with(MPS_SERVER)) {
+        let text = self.read(pid, "cgroup")?;
+        let name = self.read(pid, "comm");
+        let owner = if name.is_some_and(|name| name.starts_with(MPS_SERVER)) {
             None
         } else {
             let named = cgroup::parse(&text).map(|m| Owner::Pod(m.pod_uid));
@@ -146,8 +167,8 @@ impl Processes {
     }
 
     /// Field 22 of /proc/PID/stat, counted from behind the command's closing parenthesis.
-    fn start_time(&self, pid: u32) -> Option<u64> {
-        let stat = std::fs::read_to_string(self.root.join(pid.to_string()).join("stat")).ok()?;
+    fn start_time(&mut self, pid: u32) -> Option<u64> {
+        let stat = self.read(pid, "stat")?;
         let (_, after) = stat.rsplit_once(')')?;
         after.split_whitespace().nth(19)?.parse().ok()
     }

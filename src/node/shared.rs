@@ -6,6 +6,7 @@ use super::dra::DraState;
 use super::ledger::LedgerPage;
 use super::metrics::NodeSnapshot;
 use super::replay::Replay;
+use crate::clock;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,9 +44,13 @@ pub(super) struct Shared {
     pub(super) used: ArcSwap<BTreeSet<String>>,
     /// Someone wants to know now.
     pub(super) wanted: AtomicBool,
+    /// µs, monotonic: when the sampler's loop came round last.
+    pub(super) came_round: AtomicU64,
     pub(super) looks: AtomicU64,
 }
 
+/// A driver without persistence may take this long to start.
+const HANGS_S: u64 = 30;
 /// A look that was asked for is waited for this long.
 const LOOK_DEADLINE: Duration = Duration::from_secs(2);
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
@@ -68,8 +73,17 @@ impl Shared {
             has_ended: Notify::new(),
             used: ArcSwap::default(),
             wanted: AtomicBool::new(false),
+            came_round: AtomicU64::new(clock::monotonic_micros()),
             looks: AtomicU64::new(0),
         }
+    }
+
+    /// Seconds since the sampler's loop came round, where that is too long: it hangs in a call to
+    /// the driver, which nothing but a new process gets out of.
+    pub(super) fn hangs(&self) -> Option<u64> {
+        let since = self.came_round.load(Ordering::Acquire);
+        let seconds = clock::monotonic_micros().saturating_sub(since) / 1_000_000;
+        (seconds >= HANGS_S).then_some(seconds)
     }
 
     /// Nothing more can be metered by this process.

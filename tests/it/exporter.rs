@@ -2,12 +2,13 @@
 
 use harness::stack::get;
 use harness::{Process, built, eventually};
-use nvml_sim::scenario::{Fault, Gpu, Reset, Scenario};
+use nvml_sim::scenario::{Fault, Gpu, Process as Worker, Reset, Scenario};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use crate::kubelet::{Kubelet, pod};
 use crate::support::runtime;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -119,11 +120,22 @@ impl Bench {
         what: &str,
         check: impl Fn(u16, &str) -> bool,
     ) -> String {
+        self.until_within(SOON, path, what, check)
+    }
+
+    /// The same with another patience.
+    pub(crate) fn until_within(
+        &self,
+        patience: Duration,
+        path: &str,
+        what: &str,
+        check: impl Fn(u16, &str) -> bool,
+    ) -> String {
         let look = || async {
             let (status, text) = get(&self.address, path, "text/plain").await?;
             Ok(check(status, &text).then_some(text))
         };
-        match runtime().block_on(eventually(what, SOON, look)) {
+        match runtime().block_on(eventually(what, patience, look)) {
             Ok(text) => text,
             Err(error) => {
                 let (status, text) = runtime()
@@ -389,6 +401,93 @@ fn a_gpu_without_a_counter_says_that_its_energy_is_power_added_up() {
         !metrics.contains("call=\"nvmlDeviceGetTotalEnergyConsumption\""),
         "what it cannot do is no error: {metrics}"
     );
+}
+
+#[test]
+fn a_pod_on_a_gpu_without_a_counter_is_billed_by_power_and_the_split_says_so() {
+    let name = "power-billed";
+    let kubelet = Kubelet::start(
+        &folder(name),
+        vec![pod("team", "a", "nvidia.com/gpu", &["GPU-0"])],
+    );
+    let uid = "00000000-0000-4000-8000-000000000000";
+    kubelet.set_up("team", "a", uid, 4_000);
+    let mut old = Gpu {
+        no_energy: true,
+        ..gpu(0)
+    };
+    old.processes = vec![Worker {
+        pid: 4_000,
+        watts: 150.0,
+        sm_percent: 80,
+        ..Worker::default()
+    }];
+    let flags = ["--idle-watts=50", "--publish-delay-seconds=0"];
+    let bench = start_with(name, Some(&scenario(vec![old])), &flags);
+    let joules = |text: &str| -> f64 {
+        let lines = text.lines().filter(|line| {
+            line.starts_with("jouleward_pod_gpu_energy_joules_total{") && line.contains(uid)
+        });
+        let parts = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        parts.sum()
+    };
+    let moment = |text: &str| value(text, "jouleward_last_tick_timestamp_seconds{node=\"n\"}");
+    let first = bench.until("/metrics", "it is billed", |_, text| joules(text) > 0.0);
+    let later = bench.until("/metrics", "ten seconds more", |_, text| {
+        moment(text) >= moment(&first) + 10.0
+    });
+    let watts = (joules(&later) - joules(&first)) / (moment(&later) - moment(&first));
+    assert!((watts / 200.0 - 1.0).abs() < 0.05, "{watts} W of 200");
+    let label = "gpu_uuid=\"GPU-0\",quality=\"fallback_power\"}";
+    let line = later.lines().find(|line| line.contains(label));
+    let told: f64 = line.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(told > 1_000.0, "{later}");
+    let line = later
+        .lines()
+        .find(|line| line.contains("quality=\"exact\""));
+    assert!(line.unwrap().ends_with(" 0"), "{later}");
+}
+
+#[test]
+fn the_series_of_a_pod_that_ended_go_and_its_namespace_keeps_what_it_burned() {
+    let name = "gone";
+    let list = vec![pod("team", "a", "nvidia.com/gpu", &["GPU-0"])];
+    let kubelet = Kubelet::start(&folder(name), list);
+    let uid = "00000000-0000-4000-8000-000000000000";
+    kubelet.set_up("team", "a", uid, 4_000);
+    let mut board = gpu(0);
+    board.processes = vec![Worker {
+        pid: 4_000,
+        watts: 150.0,
+        sm_percent: 80,
+        ..Worker::default()
+    }];
+    let flags = [
+        "--publish-delay-seconds=0",
+        "--hold-after-end-seconds=3",
+        "--keep-final-seconds=6",
+    ];
+    let bench = start_with(name, Some(&scenario(vec![board])), &flags);
+    let team = "jouleward_namespace_gpu_energy_joules_total{node=\"n\",namespace=\"team\"}";
+    bench.until("/metrics", "it is billed", |_, text| {
+        value(text, team) > 0.0
+    });
+    kubelet.lists(vec![]);
+    kubelet.remove("team", "a", uid);
+    let ended = bench.until("/v1/pods", "it has ended", |_, text| {
+        text.contains("\"final\":true")
+    });
+    assert!(ended.contains(uid), "{ended}");
+    let shown = bench.until("/metrics", "still shown", |_, text| text.contains(uid));
+    let burned = value(&shown, team);
+    let text = bench.until("/metrics", "its series are gone", |_, text| {
+        !text.contains(uid)
+    });
+    assert!(value(&text, team) >= burned, "{text}");
+    let books = bench.until("/v1/pods", "its account is closed", |_, text| {
+        !text.contains(uid)
+    });
+    assert!(!books.contains("\"forgottenMicrojoules\":0"), "{books}");
 }
 
 #[test]

@@ -9,7 +9,7 @@
 use crate::exporter::{Bench, folder, gpu, now, scenario, start_in, start_with, value};
 use crate::kubelet::{Kubelet, pod};
 use jouleward::node::LedgerPage;
-use nvml_sim::scenario::{Fault, Process, Reset, Scenario};
+use nvml_sim::scenario::{Fault, HANGS, Process, Reset, Scenario};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -261,4 +261,69 @@ fn the_ledger_says_the_driver_and_the_power_limit_as_it_is_now() {
         value(&text, "jouleward_gpu_energy_resets_total") < 0.5,
         "{text}"
     );
+}
+
+#[test]
+fn a_call_that_hangs_is_told_at_both_probes_and_metering_goes_on_where_it_ended() {
+    let name = "hangs";
+    let (_kubelet, mut world) = node(name);
+    let begun = now();
+    // Longer than the exporter waits before it says so.
+    world.gpus[0].faults.push(Fault {
+        call: "nvmlDeviceGetPowerUsage".into(),
+        code: HANGS + 40_000,
+        from_us: begun + 6_000_000,
+        until_us: begun + 16_000_000,
+    });
+    let bench = start_with(name, Some(&world), &FLAGS);
+    billed(&bench);
+    let until = |path: &str, what: &str, check: &dyn Fn(u16, &str) -> bool| {
+        bench.until_within(Duration::from_mins(1), path, what, check)
+    };
+    let healthy = bench.until("/healthz", "it is well", |status, _| status == 200);
+    assert_eq!(healthy, "ok\n");
+    until("/healthz", "it is said to hang", &|status, text| {
+        status == 503 && text.contains("hangs in a call to the driver")
+    });
+    until("/readyz", "it is not ready", &|status, text| {
+        status == 503 && text.contains("hangs")
+    });
+    // Meanwhile it answers, and what it shows does not fall.
+    let shown = billed(&bench);
+    until("/healthz", "the call has come back", &|status, _| {
+        status == 200
+    });
+    let text = until("/metrics", "the error is counted", &|_, text| {
+        text.contains("call=\"nvmlDeviceGetPowerUsage\",code=\"Timeout\"")
+            || text.contains("call=\"nvmlDeviceGetPowerUsage\"")
+    });
+    let after = billed(&bench);
+    for number in 0..3 {
+        assert!(after[number] >= shown[number], "{shown:?}, then {after:?}");
+    }
+    for gpu in ["GPU-0", "GPU-1"] {
+        let resets = format!("jouleward_gpu_energy_resets_total{{node=\"n\",gpu_uuid=\"{gpu}\"}}");
+        assert!(value(&text, &resets) < 1.0, "{text}");
+    }
+}
+
+#[test]
+fn a_kubelet_that_takes_questions_and_never_answers_is_told_within_its_deadline() {
+    let name = "mute";
+    let folder = folder(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    // Connections are taken by the kernel, and nobody reads them.
+    let _mute = std::os::unix::net::UnixListener::bind(folder.join("kubelet.sock")).unwrap();
+    let world = scenario(vec![gpu(0)]);
+    let bench = start_with(name, Some(&world), &FLAGS);
+    bench.until("/readyz", "it is told", |status, text| {
+        status == 503
+            && text.contains("kubelet pod-resources: does not answer")
+            && text.contains("kubelet errors:")
+    });
+    let text = bench.until("/metrics", "it is counted", |_, text| {
+        text.contains("jouleward_podresources_errors_total{")
+    });
+    // The GPU is metered all the same.
+    assert!(text.contains("jouleward_gpu_power_watts{"), "{text}");
 }

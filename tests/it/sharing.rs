@@ -10,7 +10,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 const IDLE_WATTS: f64 = 50.0;
-const MEASURED: Duration = Duration::from_secs(45);
+/// A minute, of which every ten seconds are looked at by themselves.
+const STRETCH: Duration = Duration::from_secs(10);
+const STRETCHES: usize = 6;
 
 /// A pod on a GPU: what it draws, what utilisation shows of it, where it runs.
 struct Tenant {
@@ -76,13 +78,21 @@ fn ways() -> Vec<Sharing> {
         way(
             "time-slicing, 2 pods alike",
             "sampled",
-            Some(0.03),
+            Some(0.02),
             vec![tenant(120.0, 60, 0.5), tenant(40.0, 20, 0.5)],
+        ),
+        way(
+            "time-slicing, 3 pods alike",
+            "sampled",
+            Some(0.02),
+            [15_u32, 25, 40]
+                .map(|sm| tenant(f64::from(sm) * 2.0, sm, 1.0 / 3.0))
+                .into(),
         ),
         way(
             "time-slicing, 4 pods alike",
             "sampled",
-            Some(0.03),
+            Some(0.02),
             [10_u32, 20, 30, 40]
                 .map(|sm| tenant(f64::from(sm) * 2.0, sm, 0.25))
                 .into(),
@@ -244,7 +254,11 @@ fn each_way_of_sharing_is_as_right_as_its_counter_allows() {
         page.pods.iter().filter(|pod| pod.microjoules > 0).count() == pods
     });
     let before = energies(&page(&bench));
-    std::thread::sleep(MEASURED);
+    let mut marks = vec![before.clone()];
+    for _ in 0..STRETCHES {
+        std::thread::sleep(STRETCH);
+        marks.push(energies(&page(&bench)));
+    }
     let after = page(&bench);
     let metrics = bench.until("/metrics", "metrics", |status, _| status == 200);
     let spent = |key: &str| (energies(&after)[key] - before[key]) as f64;
@@ -258,17 +272,37 @@ fn each_way_of_sharing_is_as_right_as_its_counter_allows() {
             (spent(&uid(number, n)) / truth - 1.0).abs()
         });
         let errors: Vec<f64> = errors.collect();
+        let mut short: Vec<f64> = marks
+            .windows(2)
+            .flat_map(|two| {
+                let burned = |key: &str| (two[1][key] - two[0][key]) as f64;
+                let board = burned(&format!("GPU-{number}"));
+                let tenants = way.tenants.iter().enumerate();
+                let errors = tenants.map(|(n, tenant)| {
+                    let truth = board * (tenant.watts + tenant.idle * IDLE_WATTS) / total;
+                    (burned(&uid(number, n)) / truth - 1.0).abs()
+                });
+                errors.collect::<Vec<f64>>()
+            })
+            .collect();
+        short.sort_by(f64::total_cmp);
+        let p95 = short[(short.len() - 1) * 95 / 100];
         let mean = errors.iter().sum::<f64>() / errors.len() as f64;
         let most = errors.iter().copied().fold(0.0, f64::max);
         let _ = writeln!(
             table,
-            "{:<42} {:<8} mean {:5.2} %  most {:5.2} %",
+            "{:<42} {:<8} mean {:5.2} %  most {:5.2} %  of 10 s, p95 {:5.2} %",
             way.name,
             way.quality,
             mean * 100.0,
-            most * 100.0
+            most * 100.0,
+            p95 * 100.0
         );
-        if way.allowed.is_some_and(|allowed| mean > allowed) {
+        // Two in a hundred over a minute; a stretch holds few samples of each, fewer where the machine is busy.
+        if way
+            .allowed
+            .is_some_and(|allowed| mean > allowed || p95 > allowed.max(0.01) * 4.0)
+        {
             wrong.push(way.name);
         }
         let label = format!("gpu_uuid=\"GPU-{number}\",quality=\"{}\"", way.quality);

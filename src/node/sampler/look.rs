@@ -31,8 +31,8 @@ impl Sampler {
             Err(error) => {
                 let refused = match error {
                     OpenError::Init(code) => Some(("nvmlInit", code)),
-                    OpenError::Devices(code) => Some(("nvmlDeviceGetHandleByIndex", code)),
-                    OpenError::Library(_) => None,
+                    OpenError::Devices(call, code) => Some((call, code)),
+                    OpenError::Library(_) | OpenError::Failing => None,
                 };
                 if let Some((call, code)) = refused {
                     self.lost.look(false, &BTreeSet::from([code]));
@@ -107,6 +107,7 @@ impl Sampler {
         }
         let ok = reading.energy_millijoules.is_some() || reading.power_milliwatts.is_some();
         let look = Look {
+            read_at: reading.read_at,
             energy_millijoules: reading.energy_millijoules,
             power_milliwatts: reading.power_milliwatts,
             // What was not seen teaches nothing of idle power.

@@ -31,6 +31,8 @@ use std::time::Duration;
 const WATCH: Duration = Duration::from_millis(50);
 /// After a pod came or went, the next look: by then the counter has moved on.
 const SOON_US: u64 = 250_000;
+/// A reading that is later than its tick by more is one of its own time.
+const LATE_US: u64 = 1_000_000;
 /// Pause before NVML is tried again.
 const REOPEN_US: u64 = 10_000_000;
 
@@ -176,6 +178,7 @@ impl Sampler {
         let mut reopen = 0;
         while !self.shared.stop.load(Ordering::Relaxed) {
             let now = clock::monotonic_micros();
+            self.shared.came_round.store(now, Ordering::Release);
             if now >= reopen {
                 reopen = now + REOPEN_US;
                 match &mut self.reader {
@@ -260,15 +263,17 @@ impl Sampler {
             if in_use || uuids.len() == 1 {
                 used.insert(uuid.clone());
             }
-            // One moment for the whole tick: windows are cut where events were booked.
-            self.meter.look(uuid, look, now);
+            // One moment for the whole tick: windows are cut where events were booked. But a call
+            // that hung for another GPU makes this one's reading a later one's.
+            let at = look.read_at.unwrap_or(now);
+            let late = at.saturating_sub(now) > LATE_US;
+            self.meter.look(uuid, look, if late { at } else { now });
         }
         crash::point("looked");
         self.notice_use(used, now);
         if !uuids.is_empty() && !answered {
             // Every device fails: the driver was reloaded, or is gone.
-            self.health
-                .nvml(Err(OpenError::Devices("every device fails")));
+            self.health.nvml(Err(OpenError::Failing));
             self.reader = None;
         }
         if !uuids.is_empty() {
@@ -277,6 +282,9 @@ impl Sampler {
         self.meter.settle(&self.allocations, now);
         crash::point("settled");
         self.processes.forget(now);
+        for (file, error) in std::mem::take(&mut self.processes.errors) {
+            self.health.proc(file, error);
+        }
         let kept = u64::try_from(self.settings.keep_final.as_micros()).unwrap_or(u64::MAX);
         self.health.dropped += self
             .meter

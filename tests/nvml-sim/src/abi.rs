@@ -2,7 +2,7 @@
 //! every call uses.
 
 use crate::clock;
-use crate::scenario::{Gpu, Scenario};
+use crate::scenario::{Gpu, HANGS, Scenario};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
@@ -131,6 +131,9 @@ const _: () = assert!(size_of::<ProcessUtilizationSample>() == 32);
 const _: () = assert!(size_of::<FieldValue>() == 40);
 const _: () = assert!(size_of::<Sample>() == 16);
 
+/// What a call answers that has hung.
+const TIMEOUT: u32 = 10;
+
 /// Looks a GPU up by handle and answers with its code where the scenario says so.
 pub fn with(device: Device, call: &str, answer: impl FnOnce(&Gpu, u64) -> u32) -> u32 {
     checked(call, |scenario| {
@@ -146,7 +149,15 @@ pub fn with(device: Device, call: &str, answer: impl FnOnce(&Gpu, u64) -> u32) -
         if slot(device).is_some_and(|slot| gpu.instance(slot, now).is_none()) {
             return INVALID_ARGUMENT;
         }
-        fault.map_or_else(|| answer(gpu, now), |fault| fault.code)
+        match fault {
+            None => answer(gpu, now),
+            Some(fault) if fault.code >= HANGS => {
+                let milliseconds = u64::from(fault.code - HANGS);
+                std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+                TIMEOUT
+            }
+            Some(fault) => fault.code,
+        }
     })
 }
 

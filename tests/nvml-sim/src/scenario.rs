@@ -87,6 +87,10 @@ pub struct Instance {
     pub until_us: Option<u64>,
 }
 
+/// A fault's code from here on: the call hangs for so many milliseconds more, then answers that it
+/// timed out.
+pub const HANGS: u32 = 1_000_000;
+
 /// One call answers with a code for a while.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fault {
