@@ -125,6 +125,7 @@ metrics! { EXPORTER_METRICS:
     LAST_TICK = Gauge "last_tick_timestamp" SECONDS, "node", "When the GPUs were last looked at, Unix time";
     RESTORED = Gauge "restored_from_checkpoint" None, "node", "1 where the sums go on from an earlier run";
     CHECKPOINT_ERRORS = Counter "checkpoint_errors" None, "node", "Times the checkpoint could not be read, used or written";
+    BUILD_INFO = Gauge "build_info" None, "node, version", "1, with the version that runs";
     GPUS = Gauge "gpus" None, "node", "GPUs that NVML lists on the node; 0 without a driver";
 }
 

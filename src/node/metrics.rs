@@ -518,6 +518,8 @@ impl NodeSnapshot {
             self.labels(&[]),
             Value::Histogram(self.health.ticks.clone()),
         ));
+        let mut build = Family::new(c::BUILD_INFO);
+        build.add(self.labels(&[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
         let at = self.health.last_tick.as_millisecond() as f64 / 1000.0;
         vec![
             nvml,
@@ -529,6 +531,7 @@ impl NodeSnapshot {
             one(c::LAST_TICK, at),
             one(c::RESTORED, f64::from(u8::from(self.health.restored))),
             one(c::CHECKPOINT_ERRORS, self.health.checkpoint_errors as f64),
+            build,
             one(c::GPUS, self.gpus.len() as f64),
         ]
     }

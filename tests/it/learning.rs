@@ -390,14 +390,14 @@ fn a_law_of_a_newer_program_is_left_as_it_is_and_says_so() {
     alone(|shared| async move {
         let client = &shared.stack.client;
         let options = NodeOptions {
-            product: "NVIDIA A10".to_owned(),
+            product: "NVIDIA A16".to_owned(),
             gpus: 1,
             ..NodeOptions::default()
         };
         let _node = shared.stack.start_node("gpu-newer", 161, &options).await?;
         budgeted(client, "newer").await?;
-        let a10 = json!({ "nvidia.com/gpu.product": "NVIDIA-A10" });
-        let first = record(client, "newer", &ASK.job_on("first", &a10)).await?;
+        let a16 = json!({ "nvidia.com/gpu.product": "NVIDIA-A16" });
+        let first = record(client, "newer", &ASK.job_on("first", &a16)).await?;
         ensure!(
             observation(&first).starts_with("Learnt"),
             "{}",
@@ -424,7 +424,7 @@ fn a_law_of_a_newer_program_is_left_as_it_is_and_says_so() {
         .await?;
         let words = told["message"].as_str().unwrap_or_default();
         ensure!(words.contains("99") && words.contains("newer"), "{words}");
-        let second = record(client, "newer", &ASK.job_on("second", &a10)).await?;
+        let second = record(client, "newer", &ASK.job_on("second", &a16)).await?;
         let said = observation(&second);
         ensure!(
             said.starts_with("NewerLaw") && said.contains("99"),

@@ -188,7 +188,7 @@ fn where_a_node_is_lost_the_reservation_stands_for_what_was_not_measured() {
 fn where_the_exporter_was_away_at_the_end_the_reservation_stands_for_the_rest() {
     on_plane(|shared| async move {
         tokio::try_join!(
-            away_at_the_end(shared, "exporter-away", 151, "A40", false),
+            away_at_the_end(shared, "exporter-away", 151, "A10G", false),
             away_at_the_end(shared, "exporter-away-kept", 153, "L4", true)
         )
         .map(|_| ())

@@ -29,8 +29,6 @@ use std::time::Duration;
 /// How often pods and processes are looked for; a look at a folder's time and at a few
 /// files of /proc.
 const WATCH: Duration = Duration::from_millis(50);
-/// After a pod came or went, the next look: by then the counter has moved on.
-const SOON_US: u64 = 250_000;
 /// A reading that is later than its tick by more is one of its own time.
 const LATE_US: u64 = 1_000_000;
 /// Pause before NVML is tried again.
@@ -196,9 +194,6 @@ impl Sampler {
                 self.tick(now);
                 // On the grid, so that a late tick does not shift all later ones.
                 next = (now / interval + 1) * interval;
-                if event {
-                    next = next.min(now + SOON_US);
-                }
             }
             if let Some(why) = self.lost.for_good() {
                 // Only a new process gets the driver's new library, or its devices back.

@@ -6,8 +6,8 @@ use crate::clock;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-/// Parts of the processes, of which one is looked at each time: each process every 0.4 s.
-const TURNS: u32 = 8;
+/// Parts of the processes, of which one is looked at each time.
+const TURNS: u32 = 4;
 
 impl Sampler {
     /// Looks for pods that came or went; true where something happened.
@@ -51,9 +51,8 @@ impl Sampler {
         event
     }
 
-    /// Pods of which no process that was seen lives any more. Each process is asked after by
-    /// turns: a GPU changes hands when its pod ends, later than its process, and what it draws
-    /// between is idle power.
+    /// Pods of which no process that was seen lives any more. Each process is asked after every
+    /// fourth time: a GPU changes hands when its pod ends, later than its process.
     pub(super) fn exited(&mut self, now: u64) -> Vec<String> {
         self.turn = (self.turn + 1) % TURNS;
         let turn = self.turn;
