@@ -78,7 +78,8 @@ gpu-check: test-tools ## Check the exporter on this machine's GPUs, beside nvidi
 	nvidia-smi -L && $(CARGO) build --workspace && \
 	$(CARGO) test --test it -- --ignored --nocapture gpu_check::
 
-soak: test-tools ## Hours of a busy node (SOAK_MINUTES=180), figures for docs/benchmarks.md
+soak: test-tools ## Hours: a million histories, 300 kills, a busy node (SOAK_MINUTES=180); for docs/benchmarks.md
+	JOULEWARD_HISTORIES=1000000 $(CARGO) test --lib -- --nocapture histories::
 	$(CARGO) build --release --workspace
 	$(CARGO) test --release --test it -- --ignored --nocapture soak::
 

@@ -26,6 +26,20 @@ pub(super) fn read(path: &PathBuf, what: &str, hint: &str) -> anyhow::Result<Str
     })
 }
 
+/// The objects of a file in YAML or JSON: its documents, and what lists hold.
+pub(super) fn objects(text: &str) -> Result<Vec<serde_json::Value>, serde_yaml::Error> {
+    use serde::Deserialize;
+    let mut objects = Vec::new();
+    for document in serde_yaml::Deserializer::from_str(text) {
+        let object = serde_json::Value::deserialize(document)?;
+        match object.get("items").and_then(serde_json::Value::as_array) {
+            Some(items) => objects.extend(items.iter().cloned()),
+            None => objects.push(object),
+        }
+    }
+    Ok(objects)
+}
+
 /// A workload, in the names of `diffusers`.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Workload")]
@@ -369,20 +383,12 @@ pub(super) fn laws_of(path: &Path, text: &str) -> anyhow::Result<Vec<Law>> {
 
 /// The states in a file: those of the EnergyLaw objects in it, or the file itself.
 fn law_states(text: &str) -> Vec<String> {
-    use serde::Deserialize;
     let state = |object: &serde_json::Value| -> Option<String> {
         Some(object.get("status")?.get("state")?.as_str()?.to_owned())
     };
-    let mut states = Vec::new();
-    for document in serde_yaml::Deserializer::from_str(text) {
-        let Ok(object) = serde_json::Value::deserialize(document) else {
-            continue;
-        };
-        match object.get("items").and_then(serde_json::Value::as_array) {
-            Some(items) => states.extend(items.iter().filter_map(state)),
-            None => states.extend(state(&object)),
-        }
-    }
+    // What is no YAML may still be a state, and is then refused as one.
+    let objects = objects(text).unwrap_or_default();
+    let mut states: Vec<String> = objects.iter().filter_map(state).collect();
     if states.is_empty() {
         states.push(text.to_owned());
     }

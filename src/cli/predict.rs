@@ -3,7 +3,7 @@
 
 use super::arguments::{
     GridArguments, KnowledgeArguments, NodeArguments, WorkloadArguments, check_quantile, gpu,
-    oracle, parameter, read, unpredictable, workload, wrong,
+    objects, oracle, parameter, read, unpredictable, workload, wrong,
 };
 use super::output::{Format, columns, print};
 use crate::budget::{Estimate, Oracle, Request};
@@ -11,7 +11,7 @@ use crate::carbon::Milligrams;
 use crate::cluster::{Kind, Lite, Work};
 use crate::law::{Basis, Gpu, Joules};
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -179,15 +179,8 @@ impl Predict {
         let file = path.display();
         let stack = self.node.stack()?;
         let mut asked = Vec::new();
-        let mut objects = Vec::new();
-        for document in serde_yaml::Deserializer::from_str(&text) {
-            let object = serde_json::Value::deserialize(document)
-                .map_err(|error| wrong(format!("{file} is no manifest: {error}")))?;
-            match object.get("items").and_then(serde_json::Value::as_array) {
-                Some(items) => objects.extend(items.iter().cloned()),
-                None => objects.push(object),
-            }
-        }
+        let objects =
+            objects(&text).map_err(|error| wrong(format!("{file} is no manifest: {error}")))?;
         for object in objects {
             let kind = match object.get("kind").and_then(serde_json::Value::as_str) {
                 Some("Job") => Kind::Job,

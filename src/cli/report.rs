@@ -1,7 +1,7 @@
 //! `jouleward report`: what each budget would have refused or delayed, had it been enforced, from
 //! the records of what ran.
 
-use super::arguments::{read, wrong};
+use super::arguments::{objects, read, wrong};
 use super::cluster_commands::client;
 use super::output::{Format, columns, print};
 use crate::api::{CarbonBudget, CarbonReservation};
@@ -12,7 +12,7 @@ use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// Tells what budgets would have refused or delayed, had they been enforced: before a switch from
@@ -121,15 +121,8 @@ impl Report {
 fn of_file(path: &PathBuf) -> anyhow::Result<(Vec<CarbonBudget>, Vec<CarbonReservation>)> {
     let hint = "give CarbonBudgets and CarbonReservations, as kubectl get -o yaml writes them";
     let text = read(path, "--filename:", hint)?;
-    let mut objects = Vec::new();
-    for document in serde_yaml::Deserializer::from_str(&text) {
-        let object = serde_json::Value::deserialize(document)
-            .map_err(|error| wrong(format!("{} is no YAML: {error}; {hint}", path.display())))?;
-        match object.get("items").and_then(serde_json::Value::as_array) {
-            Some(items) => objects.extend(items.iter().cloned()),
-            None => objects.push(object),
-        }
-    }
+    let objects = objects(&text)
+        .map_err(|error| wrong(format!("{} is no YAML: {error}; {hint}", path.display())))?;
     let (mut budgets, mut records) = (Vec::new(), Vec::new());
     for object in objects {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();

@@ -224,16 +224,7 @@ fn what_the_application_tells_its_sidecar_counts_and_outlives_the_pod() {
         template["spec"]["initContainers"] =
             example["spec"]["template"]["spec"]["initContainers"].clone();
         let job = jobs::create_job(client, "tells", &job).await?;
-        let pods: Api<Pod> = Api::namespaced(client.clone(), "tells");
-        let pod = harness::eventually("it runs", std::time::Duration::from_secs(30), || async {
-            let pods = pods.list(&ListParams::default()).await?.items;
-            let running = |pod: &Pod| {
-                let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-                phase == Some("Running")
-            };
-            Ok(pods.into_iter().find(running))
-        })
-        .await?;
+        let pod = running(client, "tells", "stops").await?;
         let (name, uid) = (
             pod.metadata.name.unwrap_or_default(),
             pod.metadata.uid.unwrap_or_default(),
