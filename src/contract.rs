@@ -140,6 +140,8 @@ metrics! { CONTROLLER_METRICS:
     GRANTS = Counter "grants" None, "namespace, reason", "Jobs released, by reason";
     OVERRUNS = Counter "overruns" None, "namespace, action", "Running jobs that burned beyond what was set aside, by what was done: suspended, deleted, told";
     REFUSALS = Counter "refusals" None, "namespace, reason", "Held jobs refused, by reason";
+    RECORDS_PUT_AWAY = Counter "records_put_away" None, "namespace", "Records of settled jobs that a statement has taken in, to be handed on and deleted";
+    RECORDS_RESTORED = Counter "records_restored" None, "namespace", "Records that somebody deleted and that were made anew";
     LAW_ERROR = Gauge "law_error" RATIO, "gpu, form", "Running mean of |predicted - measured| / measured";
     LAW_OBSERVATIONS = Gauge "law_observations" None, "gpu, form", "Jobs the law has learnt from";
     LAW_SHIFTS = Counter "law_shifts" None, "gpu, form", "Times that a law's level was found to have moved";

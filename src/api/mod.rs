@@ -17,6 +17,7 @@ mod energy_law;
 mod grid_zone;
 mod reservation;
 mod schema;
+mod statement;
 
 pub use carbon_budget::{
     BudgetPeriod, BudgetStatus, CarbonBudget, CarbonBudgetSpec, GrantInFlight, PeriodKind,
@@ -31,6 +32,7 @@ pub use reservation::{
     Lesson, PodCharge, ReservationStatus, ReservedFor, RunCharge, WorkloadRef,
 };
 pub use schema::custom_resource_definitions;
+pub use statement::{CarbonStatement, CarbonStatementSpec, StatementLine, StatementStatus};
 
 /// An object that the schema let through but that makes no sense, in words for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,7 +1,9 @@
 //! The CustomResourceDefinitions, as they are applied: generated from the Rust types, with
 //! what the derive cannot say set here.
 
-use super::{CarbonBudget, CarbonReservation, DiffusionModel, EnergyLaw, GridZone};
+use super::{
+    CarbonBudget, CarbonReservation, CarbonStatement, DiffusionModel, EnergyLaw, GridZone,
+};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
@@ -15,11 +17,12 @@ const LIST_MAPS: &[(&str, &[&str])] = &[
     ("joined", &["name"]),
 ];
 
-/// All five, in the order of the loop.
+/// All of them, in the order of the loop.
 pub fn custom_resource_definitions() -> Vec<Value> {
     [
         CarbonBudget::crd(),
         CarbonReservation::crd(),
+        CarbonStatement::crd(),
         EnergyLaw::crd(),
         DiffusionModel::crd(),
         GridZone::crd(),

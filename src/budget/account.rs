@@ -6,6 +6,7 @@
 
 use super::period::Period;
 use super::policy::Policy;
+use super::statement::DaySum;
 use crate::carbon::Milligrams;
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -45,6 +46,17 @@ impl Entry {
         }
     }
 
+    /// What it burned beyond what was set aside.
+    pub fn overrun(&self) -> Milligrams {
+        (self.charged() - self.reserved).or_zero()
+    }
+
+    /// The day that it was booked to last; `None` where it burned nothing.
+    pub fn last_day(&self) -> Option<Date> {
+        let burned = self.charges.iter().filter(|c| c.mass > Milligrams(0));
+        burned.map(|charge| charge.day).max()
+    }
+
     /// What settling gave back (negative: the job burned more than was reserved).
     pub fn refund(&self) -> Milligrams {
         if self.settled {
@@ -61,6 +73,15 @@ impl Entry {
 pub struct Granting {
     pub uid: String,
     pub mass: Milligrams,
+}
+
+/// All that is known of one budget's jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Book {
+    pub entries: Vec<Entry>,
+    pub granting: Vec<Granting>,
+    /// What jobs came to whose records are put away.
+    pub put_away: Vec<(Date, DaySum)>,
 }
 
 /// Where a budget stands.
@@ -111,25 +132,19 @@ impl Totals {
 
 impl Policy {
     /// Adds a ledger up under these terms; `since` is when it was begun.
-    pub fn totals(
-        &self,
-        entries: &[Entry],
-        granting: &[Granting],
-        since: Option<Timestamp>,
-        now: Timestamp,
-    ) -> Totals {
-        let carried = self.carried(entries, since, now);
+    pub fn totals(&self, book: &Book, since: Option<Timestamp>, now: Timestamp) -> Totals {
+        let carried = self.carried(book, since, now);
         let limit = self.limit + carried;
         Totals {
             carried,
             grace: self.grace,
-            ..totals(limit, &self.period, entries, granting, now)
+            ..totals(limit, &self.period, book, now)
         }
     }
 
     /// What the period before left of the limit, where that is carried over: once, and of a
     /// period that was measured as a whole.
-    fn carried(&self, entries: &[Entry], since: Option<Timestamp>, now: Timestamp) -> Milligrams {
+    fn carried(&self, book: &Book, since: Option<Timestamp>, now: Timestamp) -> Milligrams {
         let Some((first, next)) = self.period.before(now).filter(|_| self.carry_over) else {
             return Milligrams(0);
         };
@@ -137,28 +152,26 @@ impl Policy {
             return Milligrams(0);
         }
         let mut known: HashSet<&str> = HashSet::new();
-        let entries = entries.iter().filter(|entry| known.insert(&entry.uid));
+        let entries = book.entries.iter();
+        let entries = entries.filter(|entry| known.insert(&entry.uid));
         let charges = entries.flat_map(|entry| &entry.charges);
-        let then = charges.filter(|charge| first <= charge.day && charge.day < next);
-        let consumed: Milligrams = then.map(|charge| charge.mass).sum();
+        let charges = charges.map(|charge| (charge.day, charge.mass));
+        let put_away = book.put_away.iter().map(|(day, sum)| (*day, sum.charged));
+        let then = charges.chain(put_away);
+        let then = then.filter(|(day, _)| first <= *day && *day < next);
+        let consumed: Milligrams = then.map(|(_, mass)| mass).sum();
         (self.limit - consumed).or_zero()
     }
 }
 
-/// Adds a ledger up.
-pub fn totals(
-    limit: Milligrams,
-    period: &Period,
-    entries: &[Entry],
-    granting: &[Granting],
-    now: Timestamp,
-) -> Totals {
+/// Adds a ledger up. What jobs gave back or overran is of the period in which they burned last.
+pub fn totals(limit: Milligrams, period: &Period, book: &Book, now: Timestamp) -> Totals {
     let mut totals = Totals {
         limit,
         ..Totals::default()
     };
-    let mut known: HashSet<&str> = HashSet::with_capacity(entries.len());
-    for entry in entries.iter().filter(|entry| known.insert(&entry.uid)) {
+    let mut known: HashSet<&str> = HashSet::with_capacity(book.entries.len());
+    for entry in book.entries.iter().filter(|entry| known.insert(&entry.uid)) {
         let here: Milligrams = entry
             .charges
             .iter()
@@ -167,14 +180,22 @@ pub fn totals(
             .sum();
         totals.consumed += here;
         totals.reserved += entry.outstanding();
-        if entry.settled && here > Milligrams(0) {
+        if entry.last_day().is_some_and(|day| period.counts(day, now)) {
             totals.refunded += entry.refund().or_zero();
-        }
-        if here > Milligrams(0) {
-            totals.overrun += (entry.charged() - entry.reserved).or_zero();
+            totals.overrun += entry.overrun();
         }
     }
-    for grant in granting.iter().filter(|grant| known.insert(&grant.uid)) {
+    let lines = book.put_away.iter();
+    for (_, sum) in lines.filter(|(day, _)| period.counts(*day, now)) {
+        totals.consumed += sum.charged;
+        totals.refunded += sum.refunded;
+        totals.overrun += sum.overrun;
+    }
+    for grant in book
+        .granting
+        .iter()
+        .filter(|grant| known.insert(&grant.uid))
+    {
         totals.reserved += grant.mass;
     }
     totals
@@ -194,6 +215,22 @@ mod tests {
         Period::Month(TimeZone::UTC)
     }
 
+    fn book(entries: &[Entry]) -> Book {
+        Book {
+            entries: entries.to_vec(),
+            ..Book::default()
+        }
+    }
+
+    fn added(limit: i64, entries: &[Entry], granting: &[Granting]) -> Totals {
+        let book = Book {
+            entries: entries.to_vec(),
+            granting: granting.to_vec(),
+            ..Book::default()
+        };
+        totals(Milligrams(limit), &month(), &book, now())
+    }
+
     fn entry(uid: &str, reserved: i64, charged: i64, settled: bool) -> Entry {
         let charges = vec![Charge {
             day: "2026-11-20".parse().unwrap(),
@@ -210,26 +247,14 @@ mod tests {
     #[test]
     fn a_running_job_draws_its_reservation_down_and_its_sum_stays() {
         for charged in [0, 30, 100] {
-            let sum = totals(
-                Milligrams(1000),
-                &month(),
-                &[entry("a", 100, charged, false)],
-                &[],
-                now(),
-            );
+            let sum = added(1000, &[entry("a", 100, charged, false)], &[]);
             assert_eq!(sum.remaining(), Milligrams(900));
         }
     }
 
     #[test]
     fn settling_gives_the_rest_back() {
-        let sum = totals(
-            Milligrams(1000),
-            &month(),
-            &[entry("a", 100, 60, true)],
-            &[],
-            now(),
-        );
+        let sum = added(1000, &[entry("a", 100, 60, true)], &[]);
         assert_eq!(
             (sum.remaining(), sum.refunded),
             (Milligrams(940), Milligrams(40))
@@ -242,26 +267,14 @@ mod tests {
             uid: "a".into(),
             mass: Milligrams(100),
         }];
-        let before = totals(Milligrams(1000), &month(), &[], &granting, now());
-        let after = totals(
-            Milligrams(1000),
-            &month(),
-            &[entry("a", 100, 0, false)],
-            &granting,
-            now(),
-        );
+        let before = added(1000, &[], &granting);
+        let after = added(1000, &[entry("a", 100, 0, false)], &granting);
         assert_eq!(before.remaining(), after.remaining());
     }
 
     #[test]
     fn an_overrun_is_consumed_and_nothing_goes_below_zero() {
-        let sum = totals(
-            Milligrams(100),
-            &month(),
-            &[entry("a", 50, 130, false)],
-            &[],
-            now(),
-        );
+        let sum = added(100, &[entry("a", 50, 130, false)], &[]);
         assert_eq!(
             (sum.consumed, sum.reserved, sum.remaining()),
             (Milligrams(130), Milligrams(0), Milligrams(0))
@@ -273,7 +286,7 @@ mod tests {
     fn another_periods_charge_does_not_count_but_its_open_reservation_does() {
         let mut old = entry("a", 100, 40, false);
         old.charges[0].day = "2026-10-31".parse().unwrap();
-        let sum = totals(Milligrams(1000), &month(), &[old], &[], now());
+        let sum = added(1000, &[old], &[]);
         assert_eq!(
             (sum.consumed, sum.reserved),
             (Milligrams(0), Milligrams(60))
@@ -288,7 +301,7 @@ mod tests {
         };
         let with = |reserved: i64| {
             let entries = [entry("a", reserved, 0, false)];
-            policy.totals(&entries, &[], None, now())
+            policy.totals(&book(&entries), None, now())
         };
         assert_eq!(
             (with(90).remaining(), with(90).room()),
@@ -324,7 +337,7 @@ mod tests {
                 ..Policy::monthly(Milligrams(100))
             };
             let entries = [old.clone(), old.clone()];
-            policy.totals(&entries, &[], since.parse().ok(), now())
+            policy.totals(&book(&entries), since.parse().ok(), now())
         };
         let sum = carrying(true, "2026-09-01T00:00:00Z");
         assert_eq!((sum.carried, sum.limit), (Milligrams(70), Milligrams(170)));
@@ -350,12 +363,12 @@ mod tests {
                 .enumerate()
                 .map(|(i, (reserved, charged, settled))| entry(&i.to_string(), *reserved, *charged, *settled))
                 .collect();
-            let once = totals(Milligrams(100_000), &month(), &entries, &[], now());
+            let once = added(100_000, &entries, &[]);
             let mut doubled = entries.clone();
             doubled.append(&mut entries.clone());
-            prop_assert_eq!(once, totals(Milligrams(100_000), &month(), &doubled, &[], now()));
+            prop_assert_eq!(once, added(100_000, &doubled, &[]));
             entries.reverse();
-            prop_assert_eq!(once, totals(Milligrams(100_000), &month(), &entries, &[], now()));
+            prop_assert_eq!(once, added(100_000, &entries, &[]));
             for line in &entries {
                 let conserved = line.outstanding() + line.charged() + line.refund();
                 prop_assert!(conserved >= line.reserved);

@@ -10,14 +10,16 @@ mod estimate;
 mod period;
 mod plan;
 mod policy;
+mod statement;
 mod verdict;
 mod what_if;
 
-pub use account::{Charge, Entry, Granting, Totals, totals};
+pub use account::{Book, Charge, Entry, Granting, Totals, totals};
 pub use alternatives::{Alternative, alternatives};
 pub use estimate::{Estimate, EstimateError, Oracle, Request, Site};
 pub use period::{Fiscal, Period, Span};
 pub use plan::{Budget, Candidate, Grant, Plan, Refusal, plan};
 pub use policy::{AtDeadline, Mode, OnExceed, OnOverrun, OnUnknown, Policy, WhenUnavailable};
+pub use statement::{DaySum, by_day};
 pub use verdict::{Decision, Need, Reason, Verdict, decide};
 pub use what_if::{Fate, Past, what_if};

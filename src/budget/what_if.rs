@@ -1,7 +1,7 @@
 //! What a budget would have done under Enforce to jobs that ran without it: the plan and the
 //! totals are the controller's own, only the time is that of the past.
 
-use super::account::{Charge, Entry};
+use super::account::{Book, Charge, Entry};
 use super::plan::{Budget, Candidate, plan};
 use super::policy::{Mode, Policy};
 use super::verdict::{Need, Reason};
@@ -47,7 +47,7 @@ pub fn what_if(name: &str, policy: &Policy, past: &[Past]) -> Vec<Fate> {
         past,
         fates: vec![None; past.len()],
         running: Vec::new(),
-        entries: Vec::new(),
+        book: Book::default(),
     };
     let mut asks: Vec<Timestamp> = past.iter().map(|job| job.asked).collect();
     asks.sort();
@@ -67,7 +67,7 @@ struct History<'a> {
     fates: Vec<Option<Fate>>,
     /// (when it ends, which).
     running: Vec<(Timestamp, usize)>,
-    entries: Vec<Entry>,
+    book: Book,
 }
 
 impl History<'_> {
@@ -81,7 +81,12 @@ impl History<'_> {
         self.running = running;
         for (end, index) in ended {
             let job = &self.past[index];
-            if let Some(entry) = self.entries.iter_mut().find(|entry| entry.uid == job.uid) {
+            if let Some(entry) = self
+                .book
+                .entries
+                .iter_mut()
+                .find(|entry| entry.uid == job.uid)
+            {
                 entry.settled = true;
                 entry.charges = vec![Charge {
                     day: self.policy.period.day(end),
@@ -103,7 +108,7 @@ impl History<'_> {
             .collect();
         let budget = Budget {
             name: name.to_owned(),
-            totals: self.policy.totals(&self.entries, &[], None, now),
+            totals: self.policy.totals(&self.book, None, now),
             policy: self.policy.clone(),
         };
         let plan = plan("", &[budget], &candidates, now);
@@ -136,7 +141,7 @@ impl History<'_> {
         });
         let end = now.checked_add(job.ran).unwrap_or(Timestamp::MAX);
         self.running.push((end, index));
-        self.entries.push(Entry {
+        self.book.entries.push(Entry {
             uid: job.uid.clone(),
             reserved: mass,
             charges: Vec::new(),

@@ -3,12 +3,13 @@
 use super::WrongInput;
 use super::output::{Format, columns, print};
 use crate::cluster::controller::{self, Settings};
-use crate::cluster::{Lifted, lease, webhook};
+use crate::cluster::{Archive, Lifted, lease, webhook};
 use crate::contract::{CONTROLLER_PORT, WEBHOOK_ADMIN_PORT, WEBHOOK_PORT};
 use crate::serve::shutdown::Stop;
 use anyhow::Context;
 use clap::Args;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -34,6 +35,15 @@ pub(super) struct Controller {
     #[arg(long, default_value_t = 60, overrides_with = "law_write_seconds",
         value_parser = clap::value_parser!(u64).range(0..=3600))]
     law_write_seconds: u64,
+    /// Seconds that a job's record is kept after it was settled, and longer while its job or a
+    /// pod of it is there; then the namespace's CarbonStatement has it, and it is handed on.
+    #[arg(long, default_value_t = 86_400, overrides_with = "keep_records_seconds",
+        value_parser = clap::value_parser!(u64).range(1..=31_622_400))]
+    keep_records_seconds: u64,
+    /// Folder that records are handed on to as JSON lines, a file for each day; standard output
+    /// without it.
+    #[arg(long)]
+    records_folder: Option<PathBuf>,
     #[command(flatten)]
     lease: LeaseFlags,
     #[cfg(debug_assertions)]
@@ -96,6 +106,8 @@ impl Controller {
             identity: self.identity,
             listen: self.listen,
             law_write: Duration::from_secs(self.law_write_seconds),
+            keep_records: Duration::from_secs(self.keep_records_seconds),
+            archive: self.records_folder.map_or(Archive::Stdout, Archive::Folder),
             ignore_lease,
             webhook_hosts: self.webhook_host,
         };

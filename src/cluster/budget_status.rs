@@ -3,7 +3,7 @@
 use super::context::{Context, Failure};
 use super::ledger::Ledger;
 use crate::api::{BudgetStatus, CarbonBudget, GrantInFlight, PeriodStatus, set_condition};
-use crate::budget::{Granting, Totals};
+use crate::budget::Totals;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
@@ -40,10 +40,8 @@ pub(super) fn status_of(
             return status;
         }
     };
-    let flying: Vec<Granting> = granting.iter().map(Granting::from).collect();
-    let entries = ledger.entries(&budget.name_any());
-    let since = budget.measured_since();
-    let sum = terms.totals(&entries, &flying, since, now);
+    let book = ledger.book(&budget.name_any(), granting);
+    let sum = terms.totals(&book, budget.measured_since(), now);
     let span = terms.period.at(now);
     status.period = PeriodStatus {
         id: span.id,

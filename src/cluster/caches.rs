@@ -4,7 +4,9 @@
 use super::objects::Work;
 use super::stores::{self, Cache, ExporterSeen, keep, parsed};
 use super::world::{NodeInfo, Objects};
-use crate::api::{CarbonBudget, CarbonReservation, DiffusionModel, EnergyLaw, GridZone};
+use crate::api::{
+    CarbonBudget, CarbonReservation, CarbonStatement, DiffusionModel, EnergyLaw, GridZone,
+};
 use crate::serve::shutdown::Stop;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -110,6 +112,7 @@ impl World {
 pub(super) struct Caches {
     pub(super) world: World,
     pub(super) reservations: Arc<Cache<CarbonReservation>>,
+    pub(super) statements: Arc<Cache<CarbonStatement>>,
     pub(super) namespaces: Arc<Cache<PartialObjectMeta<Namespace>>>,
     pub(super) jobs: Arc<Cache<Work>>,
     pub(super) pods: Arc<Cache<Work>>,
@@ -120,7 +123,9 @@ impl Caches {
     /// Watches all of it; exporters in `own`, the namespace of Jouleward itself.
     pub(super) fn watch(&self, watches: &mut Watches, own: &str) {
         self.world.watch(watches);
+        self.reservations.mind_removals();
         watches.ours(&self.reservations);
+        watches.ours(&self.statements);
         let client = watches.client.clone();
         let all = Config::default;
         let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
@@ -138,6 +143,7 @@ impl Caches {
     pub(super) fn synced(&self) -> bool {
         self.world.synced()
             && self.reservations.is_synced()
+            && self.statements.is_synced()
             && self.namespaces.is_synced()
             && self.jobs.is_synced()
             && self.pods.is_synced()

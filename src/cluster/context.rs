@@ -1,6 +1,7 @@
 //! What every part of the controller works with: the client with its deadline, the caches,
 //! and the right to write.
 
+use super::archive::Archive;
 use super::caches::Caches;
 use super::energy::Pages;
 use super::lease;
@@ -32,6 +33,10 @@ pub struct Settings {
     pub ignore_lease: bool,
     /// A law that has learnt is written this often at most.
     pub law_write: Duration,
+    /// A record is kept for so long after its job was settled.
+    pub keep_records: Duration,
+    /// Where records go that are put away.
+    pub archive: Archive,
     /// Names and addresses that the webhook's certificate is for.
     pub webhook_hosts: Vec<String>,
 }

@@ -10,7 +10,7 @@ use super::objects::{Progress, Work};
 use super::refusals::{asks_again, refuse, tell_of_glass, tell_of_pods, tell_waiting};
 use super::verdicts::{Terms, strictest};
 use super::works::works;
-use super::{lift, upkeep};
+use super::{lift, statements, upkeep};
 use crate::api::{CarbonBudget, CarbonReservation};
 use crate::budget::Mode;
 use crate::clock;
@@ -32,6 +32,12 @@ pub(super) async fn run(context: &Context, memory: &mut Memory) {
         .map(|pages| pages.clone())
         .unwrap_or_default();
     let micros = clock::monotonic_micros();
+    memory.leads_since.get_or_insert(micros);
+    match Box::pin(statements::run(context, memory, &pages, micros)).await {
+        Err(Failure::Deposed) => return,
+        Err(error) => note("statements", &error),
+        Ok(()) => {}
+    }
     let works = works(context, memory, &pages, micros);
     let mut by_namespace: HashMap<&str, Vec<Work>> = HashMap::new();
     for work in &works {
@@ -152,9 +158,12 @@ async fn decide(
     terms: &[Terms],
 ) -> Result<(), Failure> {
     let reservations = context.caches.reservations.within(namespace);
+    let statement = context.caches.statements.get(&format!("/{namespace}"));
+    let put_away = statement.iter().filter_map(|s| s.status.as_ref());
     let reserved: HashSet<&str> = reservations
         .iter()
         .map(|r| r.spec.workload.uid.as_str())
+        .chain(put_away.flat_map(|status| status.put_away.iter().map(String::as_str)))
         .collect();
     let (question, held) = if terms.is_empty() {
         // Where no budget makes sense there is nobody to ask.
@@ -178,6 +187,7 @@ async fn decide(
     let ledger = Ledger {
         budgets: live.iter().map(|b| (**b).clone()).collect(),
         reservations: reservations.iter().map(|r| (**r).clone()).collect(),
+        statement: statement.as_deref().cloned(),
     };
     let now = context.now();
     let cached = decide_on(
@@ -203,6 +213,10 @@ async fn decide(
         works: works.iter().map(|work| work.uid.as_str()).collect(),
         pods: context.caches.pods.within(namespace),
     };
+    if !memory.removed.is_empty() {
+        // A record is gone, and it is not settled yet why: a ledger without it says too little.
+        return Ok(());
+    }
     let committed = commit(context, namespace, &question, &known, held).await?;
     let by_uid = by_uid(works);
     for (uid, masses) in &committed.granted {

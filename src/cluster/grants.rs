@@ -113,6 +113,13 @@ pub(super) async fn commit(
 ) -> Result<Committed, Failure> {
     let ledger = Ledger::read(context, namespace).await?;
     let now = context.now();
+    // What the watch has not told of yet is made good before anything is granted.
+    let missing = |record: &CarbonReservation| !ledger.has(&record.spec.workload.uid);
+    let known_here = context.caches.reservations.within(namespace);
+    if known_here.iter().any(|record| missing(record)) || context.caches.reservations.has_removed()
+    {
+        return Ok(Committed::default());
+    }
     let half = ledger.half_committed();
     if !half.is_empty() {
         undo(context, &ledger, &half, held, now).await?;

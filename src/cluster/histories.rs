@@ -9,7 +9,7 @@ use crate::api::{
     CarbonReservation, CarbonReservationSpec, IntensityUsed, ReservedFor, WorkloadRef,
 };
 use crate::budget::{
-    Budget, Candidate, Entry, Granting, Mode, Need, OnExceed, Period, Policy, Totals, plan,
+    Book, Budget, Candidate, Entry, Granting, Mode, Need, OnExceed, Period, Policy, Totals, plan,
 };
 use crate::carbon::Milligrams;
 use crate::node::{LedgerPage, PodEnergy};
@@ -101,28 +101,34 @@ impl History {
         }
     }
 
-    fn entries(&self, budget: usize) -> Vec<Entry> {
+    fn book(&self, budget: usize) -> Book {
         let records = self.jobs.iter().filter_map(|job| job.record.as_ref());
-        records
-            .filter_map(|record| record.entry(&name(budget)))
-            .collect()
-    }
-
-    fn totals(&self, budget: usize, again: bool) -> Totals {
+        let entries = records.filter_map(|record| record.entry(&name(budget)));
         let granting = self.granting.iter().map(|(job, mass)| Granting {
             uid: uid(*job),
             mass: Milligrams(*mass),
         });
-        let granting: Vec<Granting> = granting.collect();
-        let entries = self.entries(budget);
-        let totals = self.budgets[budget].totals(&entries, &granting, None, self.now);
+        Book {
+            entries: entries.collect(),
+            granting: granting.collect(),
+            ..Book::default()
+        }
+    }
+
+    fn totals(&self, budget: usize, again: bool) -> Totals {
+        let book = self.book(budget);
+        let totals = self.budgets[budget].totals(&book, None, self.now);
         if !again {
             return totals;
         }
         // Twice, and backwards: a list that is read anew changes nothing.
-        let mut again: Vec<Entry> = entries.iter().rev().cloned().collect();
-        again.extend(entries);
-        let anew = self.budgets[budget].totals(&again, &granting, None, self.now);
+        let mut again: Vec<Entry> = book.entries.iter().rev().cloned().collect();
+        again.extend(book.entries);
+        let again = Book {
+            entries: again,
+            ..book
+        };
+        let anew = self.budgets[budget].totals(&again, None, self.now);
         assert_eq!(totals, anew, "each UID counts once, in any order");
         totals
     }

@@ -1,10 +1,10 @@
-//! A namespace's ledger as the API server has it: budgets, reservations, and the grants
-//! that are on their way between the two.
+//! A namespace's ledger as the API server has it: budgets, reservations, the grants that are on
+//! their way between the two, and the statement of those reservations that are put away.
 
 use super::context::{Context, Failure};
 use super::verdicts::Terms;
-use crate::api::{CarbonBudget, CarbonReservation, GrantInFlight};
-use crate::budget::{Entry, Granting};
+use crate::api::{CarbonBudget, CarbonReservation, CarbonStatement, GrantInFlight};
+use crate::budget::{Book, Granting};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -15,11 +15,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 pub(super) struct Ledger {
     pub(super) budgets: Vec<CarbonBudget>,
     pub(super) reservations: Vec<CarbonReservation>,
+    pub(super) statement: Option<CarbonStatement>,
 }
 
 impl Ledger {
-    /// Reads a namespace's budgets and then its reservations: a reservation missing here
-    /// is still among the budgets' grants in flight, so no grant is overlooked.
+    /// Reads a namespace's budgets, then its reservations, then its statement: a reservation
+    /// missing here is still among the budgets' grants in flight or in the statement by now, so
+    /// none is overlooked.
     pub(super) async fn read(context: &Context, namespace: &str) -> Result<Self, Failure> {
         let budgets: Api<CarbonBudget> = Api::namespaced(context.client.clone(), namespace);
         let reservations: Api<CarbonReservation> =
@@ -28,28 +30,47 @@ impl Ledger {
         let mut budgets = context.call(budgets.list(&everything)).await?.items;
         budgets.sort_by_key(ResourceExt::name_any);
         let reservations = context.call(reservations.list(&everything)).await?.items;
+        let statements: Api<CarbonStatement> = Api::all(context.client.clone());
+        let statement = context.call(statements.get_opt(namespace)).await?;
         Ok(Self {
             budgets,
             reservations,
+            statement,
         })
     }
 
     pub(super) fn has(&self, uid: &str) -> bool {
-        self.reservations.iter().any(|r| r.spec.workload.uid == uid)
+        self.reservations.iter().any(|r| r.spec.workload.uid == uid) || self.has_put_away(uid)
     }
 
-    pub(super) fn entries(&self, budget: &str) -> Vec<Entry> {
+    /// True where the statement has counted a workload, or a pod of it, of late.
+    pub(super) fn has_put_away(&self, uid: &str) -> bool {
+        self.statement.as_ref().is_some_and(|known| known.has(uid))
+    }
+
+    /// One budget's book, with these grants in flight.
+    pub(super) fn book(&self, budget: &str, granting: &[GrantInFlight]) -> Book {
         let listed = listed_elsewhere(&self.reservations);
-        self.reservations
+        let status = self.statement.as_ref().and_then(|s| s.status.as_ref());
+        let put_away: HashSet<&str> = status
             .iter()
-            .filter(|r| !listed.contains(r.spec.workload.uid.as_str()))
-            .filter_map(|r| r.entry(budget))
-            .collect()
+            .flat_map(|status| status.put_away.iter().map(String::as_str))
+            .collect();
+        let counts = |uid: &str| !listed.contains(uid) && !put_away.contains(uid);
+        let entries = self.reservations.iter();
+        Book {
+            entries: entries
+                .filter(|r| counts(r.spec.workload.uid.as_str()))
+                .filter_map(|r| r.entry(budget))
+                .collect(),
+            granting: granting.iter().map(Granting::from).collect(),
+            put_away: status.map_or_else(Vec::new, |status| status.of(budget)),
+        }
     }
 
     /// True where a job's record lists a pod: it is charged there.
     pub(super) fn lists(&self, pod: &str) -> bool {
-        listed_elsewhere(&self.reservations).contains(pod)
+        listed_elsewhere(&self.reservations).contains(pod) || self.has_put_away(pod)
     }
 
     /// Grants of a budget that have no reservation yet.
@@ -100,11 +121,9 @@ impl Ledger {
             .iter()
             .filter_map(|budget| {
                 let terms = Terms::of(budget)?;
-                let granting: Vec<Granting> =
-                    self.in_flight(budget).iter().map(Granting::from).collect();
-                let entries = self.entries(&terms.name);
+                let book = self.book(&terms.name, &self.in_flight(budget));
                 let since = budget.measured_since();
-                let totals = terms.policy.totals(&entries, &granting, since, now);
+                let totals = terms.policy.totals(&book, since, now);
                 Some(Terms { totals, ..terms })
             })
             .collect()
@@ -152,6 +171,7 @@ mod tests {
         let ledger = Ledger {
             budgets,
             reservations: vec![],
+            statement: None,
         };
         ledger.half_committed().into_iter().collect()
     }

@@ -3,6 +3,8 @@
 
 use super::lawbook::LawBook;
 use super::objects::{Owner, Work};
+use super::stores::Removed;
+use crate::api::CarbonReservation;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -20,6 +22,12 @@ pub(super) struct Memory {
     nobodys: HashMap<String, u64>,
     /// The laws in hand.
     pub(super) laws: LawBook,
+    /// Records that went, and of which it is not settled why.
+    pub(super) removed: Vec<Removed<CarbonReservation>>,
+    /// µs, monotonic: when records to put away were looked for last.
+    pub(super) put_away_at: u64,
+    /// µs, monotonic: when this leader's first cycle began.
+    pub(super) leads_since: Option<u64>,
 }
 
 /// Whose a pod is, and where.

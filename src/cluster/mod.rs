@@ -2,6 +2,7 @@
 //! ledger, releases, and learns.
 
 mod admission;
+mod archive;
 mod budget_status;
 mod caches;
 mod certificates;
@@ -31,6 +32,7 @@ mod reviewer;
 mod secrets;
 #[cfg(test)]
 mod sim;
+mod statements;
 mod stores;
 mod tracking;
 mod upkeep;
@@ -40,6 +42,7 @@ mod wire;
 mod works;
 mod world;
 
+pub use archive::Archive;
 pub use lift::{Lifted, release, uninstall};
 pub use objects::{Kind, Work};
 pub use review::{Outcome, Snapshot, Step, answer};

@@ -17,11 +17,11 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use tokio::sync::Notify;
 
 /// Objects by `namespace/name`.
@@ -29,13 +29,23 @@ use tokio::sync::Notify;
 pub(super) struct Cache<V> {
     map: RwLock<BTreeMap<String, Arc<V>>>,
     synced: AtomicBool,
+    /// What went, where that is minded, and when (µs, monotonic); the oldest first.
+    removed: Mutex<Option<VecDeque<Removed<V>>>>,
 }
+
+/// An object that is no longer there, and when that was seen (µs, monotonic).
+pub(super) type Removed<V> = (Arc<V>, u64);
+
+/// Removals kept in mind at most, and for how long.
+const REMOVALS: usize = 10_000;
+const MINDED_US: u64 = 600_000_000;
 
 impl<V> Default for Cache<V> {
     fn default() -> Self {
         Self {
             map: RwLock::default(),
             synced: AtomicBool::new(false),
+            removed: Mutex::new(None),
         }
     }
 }
@@ -60,14 +70,67 @@ impl<V> Cache<V> {
             .collect()
     }
 
-    /// What a watch would do with one object.
-    #[cfg(test)]
-    pub(super) fn put(&self, key: &str, value: Option<V>) {
-        let mut map = self.map.write().unwrap();
-        match value {
-            Some(value) => map.insert(key.to_owned(), Arc::new(value)),
-            None => map.remove(key),
+    pub(super) fn get(&self, key: &str) -> Option<Arc<V>> {
+        self.map.read().ok()?.get(key).cloned()
+    }
+
+    /// From now on what goes is kept in mind until it is taken.
+    pub(super) fn mind_removals(&self) {
+        if let Ok(mut removed) = self.removed.lock() {
+            removed.get_or_insert_default();
+        }
+    }
+
+    /// What went since it was asked last.
+    pub(super) fn take_removed(&self) -> Vec<Removed<V>> {
+        let Ok(mut removed) = self.removed.lock() else {
+            return Vec::new();
         };
+        removed
+            .as_mut()
+            .map_or_else(Vec::new, |r| r.drain(..).collect())
+    }
+
+    /// Something went that nobody has taken yet.
+    pub(super) fn has_removed(&self) -> bool {
+        let removed = self.removed.lock();
+        removed.is_ok_and(|removed| removed.as_ref().is_some_and(|r| !r.is_empty()))
+    }
+
+    /// What the watch says of one object now.
+    pub(super) fn put(&self, key: &str, value: Option<V>) {
+        let Ok(mut map) = self.map.write() else {
+            return;
+        };
+        if let Some(value) = value {
+            map.insert(key.to_owned(), Arc::new(value));
+        } else {
+            let gone = map.remove(key);
+            self.mind(gone);
+        }
+    }
+
+    /// What a list says: all there is.
+    fn put_all(&self, fresh: BTreeMap<String, Arc<V>>) {
+        let Ok(mut map) = self.map.write() else {
+            return;
+        };
+        let before = std::mem::replace(&mut *map, fresh);
+        let gone = before.into_iter().filter(|(key, _)| !map.contains_key(key));
+        self.mind(gone.map(|(_, value)| value));
+    }
+
+    fn mind(&self, gone: impl IntoIterator<Item = Arc<V>>) {
+        let now = clock::monotonic_micros();
+        if let Ok(mut removed) = self.removed.lock()
+            && let Some(removed) = removed.as_mut()
+        {
+            removed.extend(gone.into_iter().map(|value| (value, now)));
+            let old = |(_, at): &Removed<V>| now.saturating_sub(*at) > MINDED_US;
+            while removed.len() > REMOVALS || removed.front().is_some_and(old) {
+                removed.pop_front();
+            }
+        }
     }
 
     pub(super) fn is_synced(&self) -> bool {
@@ -132,26 +195,13 @@ pub(super) async fn keep<K, V>(
                 }
             }
             Ok(Some(Event::InitDone)) => {
-                if let Ok(mut map) = cache.map.write() {
-                    *map = std::mem::take(&mut fresh);
-                }
+                cache.put_all(std::mem::take(&mut fresh));
                 cache.synced.store(true, Ordering::Release);
             }
             Ok(Some(Event::Apply(object))) => {
-                let key = key(&object);
-                let value = reduce(object);
-                if let Ok(mut map) = cache.map.write() {
-                    match value {
-                        Some(value) => map.insert(key, Arc::new(value)),
-                        None => map.remove(&key),
-                    };
-                }
+                cache.put(&key(&object), reduce(object));
             }
-            Ok(Some(Event::Delete(object))) => {
-                if let Ok(mut map) = cache.map.write() {
-                    map.remove(&key(&object));
-                }
-            }
+            Ok(Some(Event::Delete(object))) => cache.put(&key(&object), None),
             Ok(None) => return,
             Err(error) => tracing::debug!(%error, "watch broke; it comes back"),
         }

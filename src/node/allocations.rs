@@ -2,7 +2,7 @@
 //! to come and go between them. Pure.
 
 use super::attribution::Holder;
-use super::devices::Holders;
+use super::devices::{Hold, Holders};
 use super::pairs;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -12,6 +12,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 pub struct Tenure {
     pub holder: Holder,
     pub weight: u64,
+    /// True where the GPU is one pod's at a time.
+    #[serde(default)]
+    pub whole: bool,
     pub since: u64,
     pub until: Option<u64>,
 }
@@ -147,7 +150,7 @@ impl Allocations {
         let mut waiting: Option<u64> = None;
         let mut held: HashSet<(String, Holder)> = HashSet::new();
         for (gpu, holders) in list {
-            for (holder, weight) in holders {
+            for (holder, hold) in holders {
                 let name = (holder.namespace.clone(), holder.pod.clone());
                 let known = uid_of(&holder.namespace, &holder.pod);
                 let (uid, since) = if let Some(uid) = known {
@@ -173,7 +176,7 @@ impl Allocations {
                     (true, Some(resumed)) => resumed,
                     (false, _) => since,
                 };
-                let came = self.hold(gpu, holder, *weight, since);
+                let came = self.hold(gpu, holder, *hold, since);
                 if came && first && self.resumed_at.is_some() {
                     self.changed_unseen.insert(gpu.clone());
                 }
@@ -184,13 +187,23 @@ impl Allocations {
             self.dirty_since = Some(self.dirty_since.map_or(at, |dirty| dirty.min(at)));
         }
         for (gpu, tenures) in &mut self.tenures {
+            let next = tenures.iter().filter(|t| t.whole && t.until.is_none());
+            let next = next
+                .filter(|t| held.contains(&(gpu.clone(), t.holder.clone())))
+                .map(|t| t.since)
+                .min();
             for tenure in tenures.iter_mut().filter(|t| t.until.is_none()) {
                 if !held.contains(&(gpu.clone(), tenure.holder.clone())) {
                     if first && self.resumed_at.is_some() {
                         self.changed_unseen.insert(gpu.clone());
                     }
                     let seen = self.vanished.get(&tenure.holder.uid).copied();
-                    tenure.until = Some(seen.unwrap_or(now).max(tenure.since));
+                    let mut until = seen.unwrap_or(now);
+                    if tenure.whole {
+                        // Its end may be seen late; the next pod was let in after it.
+                        until = until.min(next.unwrap_or(until));
+                    }
+                    tenure.until = Some(until.max(tenure.since));
                     changed = true;
                 }
             }
@@ -203,13 +216,13 @@ impl Allocations {
         changed
     }
 
-    fn hold(&mut self, gpu: &str, holder: Holder, weight: u64, now: u64) -> bool {
+    fn hold(&mut self, gpu: &str, holder: Holder, hold: Hold, now: u64) -> bool {
         let tenures = self.tenures.entry(gpu.to_owned()).or_default();
         if let Some(tenure) = tenures
             .iter_mut()
             .find(|t| t.holder == holder && t.until.is_none())
         {
-            tenure.weight = weight;
+            (tenure.weight, tenure.whole) = (hold.replicas, hold.whole);
             return false;
         }
         let since = self
@@ -220,7 +233,8 @@ impl Allocations {
             .min(now);
         tenures.push(Tenure {
             holder,
-            weight,
+            weight: hold.replicas,
+            whole: hold.whole,
             since,
             until: None,
         });
@@ -267,6 +281,11 @@ mod tests {
     use super::*;
 
     fn list(pods: &[&str]) -> Holders {
+        listed(pods, true)
+    }
+
+    fn listed(pods: &[&str], whole: bool) -> Holders {
+        let hold = Hold { replicas: 1, whole };
         let holder = |pod: &str| Holder {
             uid: String::new(),
             namespace: "ns".into(),
@@ -276,7 +295,7 @@ mod tests {
         };
         BTreeMap::from([(
             "GPU-0".to_owned(),
-            pods.iter().map(|pod| (holder(pod), 1)).collect(),
+            pods.iter().map(|pod| (holder(pod), hold)).collect(),
         )])
     }
 
@@ -304,6 +323,25 @@ mod tests {
         allocations.observe(&list(&[]), 90, 95, uid);
         assert_eq!(allocations.holders("GPU-0", 60, 70).len(), 1);
         assert!(allocations.holders("GPU-0", 70, 95).is_empty());
+    }
+
+    #[test]
+    fn who_takes_over_a_gpu_that_is_one_pods_at_a_time_never_holds_it_beside_who_left() {
+        for (whole, beside) in [(true, 1), (false, 2)] {
+            let mut allocations = Allocations::default();
+            allocations.observe(&listed(&["a"], whole), 10, 10, uid);
+            allocations.pod_appeared("uid-b", 50);
+            // The first one's end is seen after the second one's beginning, or not at all.
+            for seen in [Some(70), None] {
+                let mut allocations = allocations.clone();
+                if let Some(at) = seen {
+                    allocations.pod_vanished("uid-a", at);
+                }
+                allocations.observe(&listed(&["b"], whole), 80, 90, uid);
+                assert_eq!(allocations.holders("GPU-0", 50, 70).len(), beside);
+                assert_eq!(allocations.holders("GPU-0", 40, 50).len(), 1);
+            }
+        }
     }
 
     #[test]

@@ -182,7 +182,7 @@ pub(super) fn boot_id(proc_root: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::attribution::{Holder, Unattributed};
-    use super::super::devices::Holders;
+    use super::super::devices::{Hold, Holders};
     use super::super::meter::Look;
     use super::super::nvml::{EnergySource, GpuInfo};
     use super::*;
@@ -218,7 +218,11 @@ mod tests {
                 container: "main".into(),
                 ..Holder::default()
             };
-            (GPU.to_owned(), BTreeMap::from([(holder, 1)]))
+            let hold = Hold {
+                replicas: 1,
+                whole: true,
+            };
+            (GPU.to_owned(), BTreeMap::from([(holder, hold)]))
         });
         held.into_iter().collect()
     }

@@ -8,9 +8,19 @@ use std::collections::BTreeMap;
 /// NVIDIA's driver for Dynamic Resource Allocation.
 pub const DRA_DRIVER: &str = "gpu.nvidia.com";
 
-/// Who holds each GPU, with the number of its replicas: GPU UUID → holder → weight. The
-/// holder's UID is empty: the kubelet does not tell it.
-pub type Holders = BTreeMap<String, BTreeMap<Holder, u64>>;
+/// Who holds each GPU, and how: GPU UUID → holder → hold. The holder's UID is empty: the
+/// kubelet does not tell it.
+pub type Holders = BTreeMap<String, BTreeMap<Holder, Hold>>;
+
+/// What a container holds of a GPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// Replicas or parts of it; 1 where it is neither shared nor cut.
+    pub replicas: u64,
+    /// True where the device plugin hands the GPU to one pod at a time: whoever comes after
+    /// comes when this one has left. A claim may be several pods', so it is none of these.
+    pub whole: bool,
+}
 
 /// One device of one container, by the name that its plugin or driver gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +108,11 @@ fn claimed(pod: &PodResources, container: &ContainerResources) -> Vec<Claim> {
         .collect()
 }
 
+/// True for a device plugin's `GPU-uuid` and GKE's `nvidia0`: neither a replica nor a part.
+fn is_whole(device: &str) -> bool {
+    !device.starts_with("MIG-") && !device.contains("::") && !device.contains('/')
+}
+
 impl Devices {
     /// Holders by GPU, and how many devices are none that is known.
     pub fn holders(&self, claims: &[Claim]) -> (Holders, usize) {
@@ -112,7 +127,9 @@ impl Devices {
                 instance,
                 ..claim.holder.clone()
             };
-            *holders.entry(gpu).or_default().entry(holder).or_default() += 1;
+            let hold: &mut Hold = holders.entry(gpu).or_default().entry(holder).or_default();
+            hold.replicas += 1;
+            hold.whole = claim.pool.is_none() && is_whole(&claim.device);
         }
         (holders, unknown)
     }
@@ -250,7 +267,10 @@ mod tests {
             dynamic_resources: vec![],
         };
         let (holders, unknown) = devices().holders(&claims(&answer(&["p"], &container)));
-        let weights = |gpu: &str| holders[gpu].values().copied().collect::<Vec<_>>();
+        let weights = |gpu: &str| {
+            let holds = holders[gpu].values();
+            holds.map(|hold| hold.replicas).collect::<Vec<_>>()
+        };
         assert_eq!(weights("GPU-1"), [2]);
         assert_eq!(weights("GPU-3"), [2]);
         let held = holders["GPU-4"].keys().map(|h| h.instance.as_deref());
@@ -259,6 +279,32 @@ mod tests {
             [Some("MIG-5"), Some("MIG-7"), Some("MIG-8")]
         );
         assert_eq!(unknown, 2, "instances that are not there");
+    }
+
+    #[test]
+    fn only_what_a_plugin_hands_out_undivided_is_one_pods_at_a_time() {
+        let whole = |devices: Vec<ContainerDevices>, dynamic_resources| {
+            let container = ContainerResources {
+                name: "main".into(),
+                devices,
+                dynamic_resources,
+            };
+            let (holders, _) =
+                super::tests::devices().holders(&claims(&answer(&["p"], &container)));
+            holders.values().flat_map(BTreeMap::values).all(|h| h.whole)
+        };
+        let plugin = |id: &str| whole(vec![plugged("nvidia.com/gpu", &[id])], vec![]);
+        assert!(plugin("GPU-1") && plugin("nvidia3"));
+        for part in [
+            "GPU-1::0",
+            "MIG-5",
+            "MIG-5::1",
+            "nvidia3/vgpu0",
+            "nvidia4/gi7",
+        ] {
+            assert!(!plugin(part), "{part}");
+        }
+        assert!(!whole(vec![], vec![claimed("c", &[(DRA_DRIVER, "gpu-3")])]));
     }
 
     #[test]
@@ -308,7 +354,8 @@ mod tests {
                 dynamic_resources: vec![claimed("c", &[(DRA_DRIVER, &name)])],
             };
             let (holders, unknown) = devices().holders(&claims(&answer(&["p"], &container)));
-            let known: u64 = holders.values().flat_map(BTreeMap::values).sum();
+            let holds = holders.values().flat_map(BTreeMap::values);
+            let known: u64 = holds.map(|hold| hold.replicas).sum();
             proptest::prop_assert_eq!(known + unknown as u64, 2);
         }
     }

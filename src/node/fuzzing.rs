@@ -5,7 +5,7 @@ use super::allocations::Allocations;
 use super::attribution::Owner;
 use super::cgroup;
 use super::checkpoint::Checkpoint;
-use super::devices::{Devices, Part, claims};
+use super::devices::{Devices, Hold, Part, claims};
 use super::meter::{Look, Meter};
 use super::mig::{Instance, Mig};
 use super::nvml::{EnergySource, GpuInfo};
@@ -38,7 +38,8 @@ pub fn podresources(bytes: &[u8]) {
     };
     let claims = claims(&answer);
     let (holders, unknown) = devices.holders(&claims);
-    let held: u64 = holders.values().flat_map(BTreeMap::values).sum();
+    let holds = holders.values().flat_map(BTreeMap::values);
+    let held: u64 = holds.map(|hold| hold.replicas).sum();
     assert_eq!(held + unknown as u64, claims.len() as u64);
 }
 
@@ -88,7 +89,11 @@ pub fn nvml(bytes: &[u8]) {
                     instance: (kind & 8 != 0).then(|| "MIG-0".to_owned()),
                     ..Default::default()
                 };
-                (holder, u64::from(kind >> 4 & 3) + 1)
+                let hold = Hold {
+                    replicas: u64::from(kind >> 4 & 3) + 1,
+                    whole: kind & 0x48 == 0x40,
+                };
+                (holder, hold)
             });
             let list = BTreeMap::from([("GPU-0".to_owned(), holders.collect())]);
             allocations.observe(&list, now, now, |_, pod| Some(pod.to_owned()));

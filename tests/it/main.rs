@@ -24,6 +24,7 @@ mod kubelet;
 mod learning;
 mod lifecycle;
 mod races;
+mod records;
 mod report;
 mod rights;
 mod scale;

@@ -2,6 +2,8 @@
 //! scheduler, and caches that lag behind as its watches do.
 
 use super::server::{Answer, Change, Request, Server};
+use super::world::NAMESPACE;
+use crate::cluster::archive::Archive;
 use crate::cluster::context::{Context, Settings};
 use crate::cluster::cycle;
 use crate::cluster::energy::Pages;
@@ -14,8 +16,10 @@ use crate::cluster::world::NodeInfo;
 use crate::contract::PRODUCT_LABEL;
 use http_body_util::BodyExt;
 use hyper::header::CONTENT_TYPE;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
 use kube::client::Body;
+use kube::core::PartialObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -94,9 +98,10 @@ pub(super) struct Leader {
 }
 
 /// What a controller watches.
-pub(super) const WATCHED: [&str; 5] = [
+pub(super) const WATCHED: [&str; 6] = [
     "carbonbudgets",
     "carbonreservations",
+    "carbonstatements",
     "energylaws",
     "jobs",
     "pods",
@@ -116,6 +121,8 @@ impl Leader {
             },
             ignore_lease: true,
             law_write,
+            keep_records: Duration::from_secs(2),
+            archive: Archive::Nowhere,
             webhook_hosts: Vec::new(),
         };
         let context = Context::new(client(number, wire), settings);
@@ -125,6 +132,9 @@ impl Leader {
             labels: BTreeMap::from([(PRODUCT_LABEL.to_owned(), PRODUCT.to_owned())]),
         };
         context.caches.world.nodes.put("/n1", Some(node));
+        let namespace = PartialObjectMeta::<Namespace>::default();
+        let key = format!("/{NAMESPACE}");
+        context.caches.namespaces.put(&key, Some(namespace));
         let mut leader = Self {
             number,
             context: Arc::new(context),
@@ -136,6 +146,7 @@ impl Leader {
         for plural in WATCHED {
             leader.watch(server, plural, usize::MAX);
         }
+        leader.context.caches.reservations.mind_removals();
         leader
     }
 
@@ -152,6 +163,7 @@ impl Leader {
                 "carbonbudgets" => keep(&caches.world.budgets, change, parsed),
                 "energylaws" => keep(&caches.world.laws, change, parsed),
                 "carbonreservations" => keep(&caches.reservations, change, parsed),
+                "carbonstatements" => keep(&caches.statements, change, parsed),
                 "jobs" => keep(&caches.jobs, change, |v| work(Kind::Job, v)),
                 _ => keep(&caches.pods, change, |v| work(Kind::Pod, v)),
             }

@@ -24,6 +24,13 @@ async fn tell(seed: u64, aloud: bool) -> Result<Story, String> {
     for _ in 0..STEPS {
         sim.step().await?;
     }
+    // Whoever saw that a record was deleted lives until it is there again.
+    for _ in 0..100 * STEPS {
+        if !sim.is_untidy() {
+            break;
+        }
+        sim.step().await?;
+    }
     sim.quiet().await?;
     Ok(sim.story())
 }
@@ -52,6 +59,8 @@ impl Story {
         self.lost_answers += other.lost_answers;
         self.refused += other.refused;
         self.grants += other.grants;
+        self.tidied += other.tidied;
+        self.put_away += other.put_away;
     }
 }
 
@@ -59,8 +68,15 @@ impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} writes, {} grants, {} leaders killed, {} taken over from while they went on, {} answers lost, {} calls refused",
-            self.writes, self.grants, self.kills, self.takeovers, self.lost_answers, self.refused
+            "{} writes, {} grants, {} leaders killed, {} taken over from while they went on, {} answers lost, {} calls refused, {} records put away, {} deleted by hand",
+            self.writes,
+            self.grants,
+            self.kills,
+            self.takeovers,
+            self.lost_answers,
+            self.refused,
+            self.put_away,
+            self.tidied
         )
     }
 }
@@ -100,5 +116,6 @@ fn leaders_that_race_die_and_hear_late_overdraw_nothing_leak_nothing_and_lose_no
         sum.add(&story.unwrap_or_else(|why| panic!("{why}")));
     }
     assert!(sum.grants > 0 && sum.kills > 0, "{sum}");
+    assert!(sum.put_away > 0 && sum.tidied > 0, "{sum}");
     println!("{seeds} stories: {sum}");
 }

@@ -75,11 +75,6 @@ fn failure(code: u16, reason: &str) -> Answer {
 }
 
 impl Server {
-    pub(super) fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<&Value> {
-        self.objects
-            .get(&(plural.to_owned(), namespace.to_owned(), name.to_owned()))
-    }
-
     /// Objects of one kind.
     pub(super) fn all<'a>(&'a self, plural: &'a str) -> impl Iterator<Item = &'a Value> {
         let own = self.objects.iter().filter(move |(key, _)| key.0 == plural);
@@ -101,13 +96,7 @@ impl Server {
             (&Method::POST, None) => self.create(place, body()),
             (&Method::PUT, Some(_)) => self.replace(&place, &body()),
             (&Method::PATCH, Some(_)) => self.patch(&place, request),
-            (&Method::DELETE, Some(_)) => {
-                self.remove(&place.key());
-                (
-                    200,
-                    json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" }),
-                )
-            }
+            (&Method::DELETE, Some(_)) => self.delete(&place.key(), &body()),
             _ => failure(405, "MethodNotAllowed"),
         }
     }
@@ -183,6 +172,19 @@ impl Server {
             let history = self.history.entry(key.0.clone()).or_default();
             history.push((key.clone(), None));
         }
+    }
+
+    fn delete(&mut self, key: &Key, body: &Value) -> Answer {
+        let Some(object) = self.objects.get(key) else {
+            return failure(404, "NotFound");
+        };
+        let asked = &body["preconditions"]["uid"];
+        if asked.is_string() && *asked != object["metadata"]["uid"] {
+            return failure(409, "Conflict");
+        }
+        self.remove(key);
+        let done = json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" });
+        (200, done)
     }
 
     fn replace(&mut self, place: &Place, body: &Value) -> Answer {

@@ -19,6 +19,8 @@ pub(super) struct Story {
     pub(super) takeovers: u32,
     pub(super) lost_answers: u32,
     pub(super) refused: u32,
+    pub(super) tidied: u32,
+    pub(super) put_away: usize,
     pub(super) grants: usize,
 }
 
@@ -31,6 +33,8 @@ pub(super) struct Sim {
     tasks: JoinSet<()>,
     world: World,
     seen: Seen,
+    /// The record that was deleted by hand last, until it is there again.
+    tidied: Option<server::Key>,
     story: Story,
     /// Tells what happens.
     aloud: bool,
@@ -69,6 +73,7 @@ impl Sim {
             tasks: JoinSet::new(),
             world,
             seen: Seen::default(),
+            tidied: None,
             story: Story::default(),
             aloud,
         };
@@ -165,15 +170,16 @@ impl Sim {
                 let milliseconds = 20 + self.random.below(4_000);
                 self.world.pass(milliseconds, &mut self.server);
             }
-            94..=95 if self.leaders.len() < 3 => {
+            94..=95 if self.leaders.len() < 3 && !self.is_untidy() => {
                 // The lease ran out; the one before may not know yet.
                 self.story.takeovers += 1;
                 self.take_over();
             }
-            96 => self.kill(),
+            96 if !self.is_untidy() => self.kill(),
             _ => {
+                let pages = self.world.pages(&self.server);
                 for leader in &self.leaders {
-                    leader.read_pages(self.world.pages());
+                    leader.read_pages(pages.clone());
                 }
             }
         }
@@ -232,7 +238,9 @@ impl Sim {
 
     fn by_authors(&mut self) -> Result<(), String> {
         let jobs = self.jobs();
-        if jobs.len() < 7 && !self.random.once_in(6) {
+        if self.random.once_in(8) {
+            self.tidy_up();
+        } else if jobs.len() < 7 && !self.random.once_in(6) {
             // Now and then the webhook is away.
             let held = !self.random.once_in(6);
             self.world.author(&mut self.server, held, &mut self.random);
@@ -252,6 +260,58 @@ impl Sim {
             });
         }
         self.jobs_checked()
+    }
+
+    /// Somebody who thinks that records are litter deletes one.
+    fn tidy_up(&mut self) {
+        let records = self.server.objects.keys();
+        let records = records.filter(|key| key.0 == "carbonreservations");
+        let records: Vec<server::Key> = records.cloned().collect();
+        // What was deleted and made anew by nobody yet is known only to those who lead now.
+        if records.is_empty() || self.tidied.is_some() {
+            return;
+        }
+        let chosen = records[self.random.index(records.len())].clone();
+        let record = self.server.objects[&chosen].clone();
+        let put_away = self.server.all("carbonstatements").any(|statement| {
+            let known = statement["status"]["putAway"].as_array();
+            known.is_some_and(|all| all.contains(&record["spec"]["workload"]["uid"]))
+        });
+        // Every leader knows of it, and one as it is.
+        let known = self.leaders.iter().map(|leader| {
+            let caches = &leader.context.caches;
+            caches
+                .reservations
+                .get(&format!("{}/{}", chosen.1, chosen.2))
+        });
+        let known: Vec<_> = known.collect();
+        let version = record["metadata"]["resourceVersion"].as_str();
+        let newest = known
+            .iter()
+            .flatten()
+            .any(|known| known.metadata.resource_version.as_deref() == version);
+        if newest && known.iter().all(Option::is_some) && !put_away {
+            self.story.tidied += 1;
+            self.note(self.story.tidied.into());
+            self.say(|| format!("somebody deletes {}", chosen.2));
+            self.seen.tidied = true;
+            self.server.remove(&chosen);
+            self.tidied = Some(chosen);
+        }
+    }
+
+    /// True while a record that was deleted by hand has not been made anew.
+    pub(super) fn is_untidy(&mut self) -> bool {
+        if let Some(key) = &self.tidied
+            && self
+                .server
+                .objects
+                .get(key)
+                .is_some_and(|r| !r["status"].is_null())
+        {
+            self.tidied = None;
+        }
+        self.tidied.is_some()
     }
 
     fn jobs(&self) -> Vec<server::Key> {
@@ -301,17 +361,22 @@ impl Sim {
         let (wire, server) = (&self.wire, &self.server);
         let healthy = Leader::new(self.numbers, wire, server, Duration::ZERO);
         self.leaders.push(healthy);
+        // Some authors' jobs go once they have ended.
+        let ttl = self.random.once_in(2);
         let mut still = 0;
         for _ in 0..80 {
             let before: usize = self.server.history.values().map(Vec::len).sum();
             self.world.start(&mut self.server, &mut self.random);
             self.world.burn(&mut self.server);
             self.jobs_checked()?;
+            if ttl {
+                self.world.delete_one_that_ended(&mut self.server);
+            }
             self.world.pass(3_000, &mut self.server);
             for plural in WATCHED {
                 self.leaders[0].watch(&self.server, plural, usize::MAX);
             }
-            self.leaders[0].read_pages(self.world.pages());
+            self.leaders[0].read_pages(self.world.pages(&self.server));
             self.leaders[0].cycle(&mut self.tasks);
             while self.leaders[0].is_busy() {
                 self.settle().await;
@@ -335,7 +400,10 @@ impl Sim {
 
     /// The story so far.
     pub(super) fn story(mut self) -> Story {
-        self.story.grants = self.server.all("carbonreservations").count();
+        let statements = self.server.all("carbonstatements");
+        let put_away = statements.filter_map(|s| s["status"]["jobs"].as_u64());
+        self.story.put_away = usize::try_from(put_away.sum::<u64>()).unwrap_or(0);
+        self.story.grants = self.server.all("carbonreservations").count() + self.story.put_away;
         self.note(self.story.writes as u64);
         self.story
     }

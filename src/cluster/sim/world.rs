@@ -8,7 +8,7 @@ use crate::contract::{HOLD, PRODUCT_LABEL};
 use crate::node::{LedgerPage, PodEnergy};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) const NAMESPACE: &str = "n";
 
@@ -46,6 +46,8 @@ pub(super) struct World {
     pub(super) micros: u64,
     burning: BTreeMap<String, Burning>,
     jobs: u32,
+    /// Pods that the exporter lists no more.
+    retired: BTreeSet<String>,
     /// True where pods may burn more than was predicted.
     pub(super) overruns: bool,
 }
@@ -57,6 +59,7 @@ impl World {
             micros: 1_000_000_000,
             burning: BTreeMap::new(),
             jobs: 0,
+            retired: BTreeSet::new(),
             overruns,
         }
     }
@@ -190,15 +193,39 @@ impl World {
         }
     }
 
-    /// The exporter's page as it is now.
-    pub(super) fn pages(&self) -> Pages {
+    /// A job that has ended goes, with its pod.
+    pub(super) fn delete_one_that_ended(&self, server: &mut Server) {
+        let mut ended = self.burning.values().filter(|b| b.line.is_final);
+        if let Some(gone) = ended.find(|b| server.objects.contains_key(&b.job)) {
+            server.remove(&gone.job);
+            server.remove(&gone.pod);
+        }
+    }
+
+    /// The exporter's page as it is now. It lists a pod for long after its end: until its record
+    /// has been settled for a while.
+    pub(super) fn pages(&mut self, server: &Server) -> Pages {
+        let settled = server.all("carbonreservations").filter(|record| {
+            let at = record["status"]["settledAt"].as_str();
+            let at: Option<Timestamp> = at.and_then(|at| at.parse().ok());
+            at.is_some_and(|at| self.now.duration_since(at).as_secs() >= 5)
+        });
+        for record in settled {
+            let pods = record["status"]["pods"].as_array().into_iter().flatten();
+            self.retired.extend(pods.map(|pod| text(&pod["uid"])));
+        }
         let page = LedgerPage {
             node: "n1".to_owned(),
             epoch: "1".to_owned(),
             ready: true,
             driver: "580.95.05".to_owned(),
             watched_milliseconds: 1_000_000_000,
-            pods: self.burning.values().map(|b| b.line(self.micros)).collect(),
+            pods: self
+                .burning
+                .values()
+                .filter(|b| !self.retired.contains(&b.line.uid))
+                .map(|b| b.line(self.micros))
+                .collect(),
             gpus: serde_json::from_value(json!([
                 { "uuid": "GPU-0", "microjoules": 0, "unattributed": {} },
             ]))

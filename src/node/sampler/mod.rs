@@ -8,6 +8,7 @@ use super::allocations::Allocations;
 use super::attribution::{Holder, Owner};
 use super::checkpoint::{Checkpoint, Found, View, boot_id};
 use super::cuts::Cuts;
+use super::devices::Hold;
 use super::exporter::Settings;
 use super::held::held;
 use super::ledger::page;
@@ -217,8 +218,10 @@ impl Sampler {
 
     pub(in crate::node) fn found_out(&self) -> FoundOut {
         let listed = self.shared.listed.load();
-        let named = |holders: &BTreeMap<Holder, u64>| {
-            let named = holders.iter().map(|(h, weight)| (h.to_string(), *weight));
+        let named = |holders: &BTreeMap<Holder, Hold>| {
+            let named = holders
+                .iter()
+                .map(|(h, hold)| (h.to_string(), hold.replicas));
             named.collect()
         };
         FoundOut {

@@ -12,11 +12,12 @@ const TURNS: u32 = 4;
 impl Sampler {
     /// Looks for pods that came or went; true where something happened.
     pub(super) fn watch(&mut self, now: u64) -> bool {
-        let mut event = false;
+        let (mut event, mut came) = (false, false);
         if self.names.refresh(clock::wall_micros()) {
             let present: HashSet<String> = self.names.uids().map(str::to_owned).collect();
             for uid in present.difference(&self.pods) {
                 self.allocations.pod_appeared(uid, now);
+                came = true;
             }
             for uid in self.pods.difference(&present) {
                 self.allocations.pod_vanished(uid, now);
@@ -24,7 +25,7 @@ impl Sampler {
             self.pods = present;
             event = true;
         }
-        for uid in self.exited(now) {
+        for uid in self.exited(now, came) {
             self.allocations.pod_vanished(&uid, now);
             event = true;
         }
@@ -52,15 +53,16 @@ impl Sampler {
     }
 
     /// Pods of which no process that was seen lives any more. Each process is asked after every
-    /// fourth time: a GPU changes hands when its pod ends, later than its process.
-    pub(super) fn exited(&mut self, now: u64) -> Vec<String> {
+    /// fourth time, for a GPU changes hands when its pod ends, later than its process; and `all`
+    /// where a pod came, which may have taken over from one of them.
+    pub(super) fn exited(&mut self, now: u64, all: bool) -> Vec<String> {
         self.turn = (self.turn + 1) % TURNS;
         let turn = self.turn;
         let gone: Vec<u32> = self
             .pids
             .keys()
             .copied()
-            .filter(|pid| pid % TURNS == turn && !self.processes.alive(*pid, now))
+            .filter(|pid| (all || pid % TURNS == turn) && !self.processes.alive(*pid, now))
             .collect();
         let mut exited = Vec::new();
         for pid in gone {

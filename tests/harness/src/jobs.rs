@@ -136,6 +136,10 @@ pub fn reservations(client: &Client, namespace: &str) -> Api<DynamicObject> {
     )
 }
 
+pub fn statements(client: &Client) -> Api<DynamicObject> {
+    ours(client, None, "CarbonStatement", "carbonstatements")
+}
+
 pub fn laws(client: &Client) -> Api<DynamicObject> {
     ours(client, None, "EnergyLaw", "energylaws")
 }
@@ -363,6 +367,7 @@ pub async fn wait_for_crds(client: &Client) -> anyhow::Result<()> {
     for plural in [
         "carbonbudgets",
         "carbonreservations",
+        "carbonstatements",
         "energylaws",
         "diffusionmodels",
         "gridzones",

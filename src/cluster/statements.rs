@@ -1,0 +1,600 @@
+//! Records that have done their duty are put away: counted in the namespace's `CarbonStatement`,
+//! handed on as JSON lines, deleted. One that somebody else deletes is made anew, or counted there
+//! where its namespace goes: what was charged stays charged.
+
+use super::context::{Context, Failure, carry_on};
+use super::energy::Pages;
+use super::ledger::{Ledger, listed_elsewhere};
+use super::memory::Memory;
+use crate::api::{
+    CarbonReservation, CarbonStatement, CarbonStatementSpec, ReservationStatus, StatementStatus,
+};
+use crate::budget::by_day;
+use crate::carbon::Milligrams;
+use crate::contract as c;
+use crate::serve::crash;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+/// Records that one write of a statement takes in at most.
+const AT_ONCE: usize = 128;
+/// UIDs that a statement keeps in mind at most, where no single record has more.
+const MINDED: usize = 1_024;
+/// Lines of a statement; beyond, the oldest go.
+const LINES: usize = 4_096;
+/// Exporters list a pod for an hour after its end: a node that has been silent for longer than
+/// this will not name it any more.
+const FORGOTTEN_US: u64 = 2 * 3_600_000_000;
+/// A record that somebody deleted is made anew in this time, else its namespace is going; and it
+/// is given up after as long again.
+const RESTORED_US: u64 = 120_000_000;
+
+/// What is still there of workloads, so that their records are still needed.
+pub(super) struct Present {
+    /// UIDs of jobs and pods.
+    works: HashSet<String>,
+    /// UIDs of pods that exporters list.
+    listed: HashSet<String>,
+    /// Nodes whose exporter does not answer.
+    silent: HashSet<String>,
+    /// Lessons that each law has written down, by UID.
+    lessons: HashMap<String, i64>,
+}
+
+impl Present {
+    fn of(context: &Context, memory: &Memory, pages: &Pages, micros: u64) -> Self {
+        let caches = &context.caches;
+        let works = caches.jobs.all().into_iter().chain(caches.pods.all());
+        let told = pages.all();
+        let told = told.filter(|(_, _, at)| micros.saturating_sub(*at) < FORGOTTEN_US);
+        let lines = told.flat_map(|(_, page, _)| &page.pods);
+        let waits = memory
+            .leads_since
+            .is_none_or(|since| micros.saturating_sub(since) < FORGOTTEN_US);
+        let nodes = caches.world.nodes.all();
+        let silent = nodes.iter().filter(|_| waits);
+        let silent = silent.filter(|node| pages.of(&node.name).is_none());
+        let laws = caches.world.laws.all();
+        let lessons = laws.iter().filter_map(|law| {
+            let lessons = law.status.as_ref().map_or(0, |status| status.lessons);
+            Some((law.metadata.uid.clone()?, lessons))
+        });
+        Self {
+            works: works.map(|work| work.uid.clone()).collect(),
+            listed: lines.map(|pod| pod.uid.clone()).collect(),
+            silent: silent.map(|node| node.name.clone()).collect(),
+            lessons: lessons.collect(),
+        }
+    }
+
+    /// True where nothing will come any more that a record must be there for.
+    fn misses(&self, record: &CarbonReservation) -> bool {
+        let Some(status) = &record.status else {
+            return false;
+        };
+        let known = |uid: &String| self.works.contains(uid) || self.listed.contains(uid);
+        let pods = &status.pods;
+        let learnt = status.lesson.as_ref().is_none_or(|lesson| {
+            let written = self.lessons.get(&lesson.law_uid);
+            written.is_none_or(|written| *written >= lesson.number)
+        });
+        learnt
+            && !known(&record.spec.workload.uid)
+            && !pods
+                .iter()
+                .any(|pod| known(&pod.uid) || self.silent.contains(&pod.node))
+    }
+}
+
+/// True where a record was settled at a moment, or before.
+fn settled_by(record: &CarbonReservation, moment: Timestamp) -> bool {
+    let status = record.status.as_ref();
+    let at = status.and_then(|status| status.settled_at.as_deref());
+    record.is_settled()
+        && at
+            .and_then(|at| at.parse().ok())
+            .is_none_or(|at: Timestamp| at <= moment)
+}
+
+/// The records of a ledger that can be put away now. Pure.
+fn ripe<'a>(
+    ledger: &'a Ledger,
+    present: &Present,
+    moment: Timestamp,
+) -> Vec<&'a CarbonReservation> {
+    let listed = listed_elsewhere(&ledger.reservations);
+    let uid = |record: &'a CarbonReservation| record.spec.workload.uid.as_str();
+    let own: HashSet<&str> = ledger.reservations.iter().map(uid).collect();
+    let mut uids = 0;
+    ledger
+        .reservations
+        .iter()
+        .filter(|record| settled_by(record, moment) && present.misses(record))
+        .filter(|record| !ledger.has_put_away(uid(record)))
+        // While a pod's record stands beside its job's, the job's keeps it from counting.
+        .filter(|record| {
+            let pods = record.status.iter().flat_map(|status| &status.pods);
+            let mut others = pods.filter(|pod| pod.uid != uid(record));
+            listed.contains(uid(record)) || !others.any(|pod| own.contains(pod.uid.as_str()))
+        })
+        .take(AT_ONCE)
+        .take_while(|record| {
+            let first = uids == 0;
+            uids += named(record).len();
+            first || uids <= MINDED / 2
+        })
+        .collect()
+}
+
+/// UIDs of a record's workload and pods.
+fn named(record: &CarbonReservation) -> BTreeSet<String> {
+    let pods = record.status.iter().flat_map(|status| &status.pods);
+    let pods = pods.map(|pod| pod.uid.clone());
+    pods.chain([record.spec.workload.uid.clone()]).collect()
+}
+
+/// Counts a record in a statement: all that its budgets were charged, and where it was not
+/// settled what is set aside too. One that `counts` nowhere is only named. Pure.
+fn count(
+    status: &mut StatementStatus,
+    record: &CarbonReservation,
+    namespace_uid: &str,
+    counts: bool,
+    today: Date,
+) {
+    let known = record.status.clone().unwrap_or_default();
+    if counts {
+        let ended = known.settled_at.as_deref().and_then(|at| at.parse().ok());
+        let ended = ended.map_or(today, |at: Timestamp| at.to_zoned(TimeZone::UTC).date());
+        for budget in budgets(record, &known) {
+            let Some(mut entry) = record.entry(&budget) else {
+                continue;
+            };
+            let open = entry.outstanding();
+            if open > Milligrams(0) {
+                let day = entry.last_day().unwrap_or(today);
+                entry
+                    .charges
+                    .push(crate::budget::Charge { day, mass: open });
+            }
+            entry.settled = true;
+            for (day, sum) in by_day(&entry, ended) {
+                status.add(namespace_uid, &budget, day, sum);
+            }
+        }
+        let charged = if known.settled {
+            known.charged_milligrams
+        } else {
+            let reserved = record.spec.reserved_milligrams;
+            known.charged_milligrams.max(reserved)
+        };
+        status.jobs += 1;
+        status.charged_milligrams += charged;
+    }
+    status.put_away.extend(named(record));
+}
+
+/// Budgets that have a part in a record.
+fn budgets(record: &CarbonReservation, status: &ReservationStatus) -> BTreeSet<String> {
+    let parts = record.spec.budgets.iter().map(|part| &part.name);
+    let joined = status.joined.iter().map(|joined| &joined.name);
+    parts.chain(joined).cloned().collect()
+}
+
+/// What people read, and bounds.
+fn finish(status: &mut StatementStatus, epoch: i64, new: usize) {
+    let most = MINDED.max(new);
+    let old = status.put_away.len().saturating_sub(most);
+    status.put_away.drain(..old);
+    let old = status.lines.len().saturating_sub(LINES);
+    status.lines.drain(..old);
+    status.charged = Milligrams(status.charged_milligrams).to_string();
+    let last = status.lines.last();
+    status.last_day = last.map_or(String::new(), |line| line.day.clone());
+    status.lease_epoch = epoch;
+}
+
+/// Makes good what others deleted, then puts away what is ripe.
+pub(super) async fn run(
+    context: &Context,
+    memory: &mut Memory,
+    pages: &Pages,
+    micros: u64,
+) -> Result<(), Failure> {
+    memory
+        .removed
+        .extend(context.caches.reservations.take_removed());
+    for (record, at) in std::mem::take(&mut memory.removed) {
+        let done = make_good(context, memory, &record, at, micros).await;
+        if !matches!(done, Ok(())) && micros.saturating_sub(at) < 2 * RESTORED_US {
+            memory.removed.push((record.clone(), at));
+        }
+        carry_on(&record.name_any(), done)?;
+    }
+    if micros.saturating_sub(memory.put_away_at) < look_every_us(context) {
+        return Ok(());
+    }
+    memory.put_away_at = micros;
+    let present = Present::of(context, memory, pages, micros);
+    let moment = cutoff(context);
+    let records = context.caches.reservations.all();
+    let some = records.iter().filter(|r| settled_by(r, moment));
+    let some = some.filter(|record| present.misses(record));
+    let namespaces: BTreeSet<String> = some.filter_map(|record| record.namespace()).collect();
+    for namespace in namespaces {
+        let done = put_away(context, &namespace, &present, moment).await;
+        carry_on(&namespace, done)?;
+    }
+    Ok(())
+}
+
+/// Looks lie as far apart as lets many records go with one write, a minute at most.
+fn look_every_us(context: &Context) -> u64 {
+    let kept = context.settings.keep_records.as_micros() / 24;
+    u64::try_from(kept).unwrap_or(u64::MAX).min(60_000_000)
+}
+
+/// What was settled by then may be put away.
+fn cutoff(context: &Context) -> Timestamp {
+    let kept = SignedDuration::try_from(context.settings.keep_records);
+    let kept = kept.unwrap_or(SignedDuration::MAX);
+    context.now().checked_sub(kept).unwrap_or(Timestamp::MIN)
+}
+
+/// Puts away what is ripe in one namespace. The statement's write comes first: from then on the
+/// records count no more, and a crash leaves only what is to be deleted.
+async fn put_away(
+    context: &Context,
+    namespace: &str,
+    present: &Present,
+    moment: Timestamp,
+) -> Result<(), Failure> {
+    let ledger = Ledger::read(context, namespace).await?;
+    let left: Vec<&CarbonReservation> = ledger
+        .reservations
+        .iter()
+        .filter(|r| r.is_settled() && ledger.has_put_away(&r.spec.workload.uid))
+        .collect();
+    if !left.is_empty() {
+        // What is forgotten of the statement's list must be gone by then.
+        return delete(context, &left).await;
+    }
+    let ripe = ripe(&ledger, present, moment);
+    if ripe.is_empty() {
+        return Ok(());
+    }
+    let listed = listed_elsewhere(&ledger.reservations);
+    let counts = |record: &CarbonReservation| !listed.contains(&*record.spec.workload.uid);
+    crash::point("before-statement");
+    let new: Vec<(&CarbonReservation, bool)> = ripe.iter().map(|r| (*r, counts(r))).collect();
+    write(context, namespace, ledger.statement.clone(), &new).await?;
+    crash::point("after-statement");
+    let labels = vec![("namespace", namespace.to_owned())];
+    let number = ripe.len() as f64;
+    context.tallies.add(&c::RECORDS_PUT_AWAY, labels, number);
+    delete(context, &ripe).await
+}
+
+/// The guarded write of a statement.
+async fn write(
+    context: &Context,
+    namespace: &str,
+    statement: Option<CarbonStatement>,
+    records: &[(&CarbonReservation, bool)],
+) -> Result<(), Failure> {
+    let api: Api<CarbonStatement> = Api::all(context.client.clone());
+    let params = PostParams::default();
+    context.check_leading()?;
+    let mut statement = if let Some(statement) = statement {
+        statement
+    } else {
+        let spec = CarbonStatementSpec {
+            namespace: namespace.to_owned(),
+        };
+        let new = CarbonStatement::new(namespace, spec);
+        context.call(api.create(&params, &new)).await?
+    };
+    let status = statement.status.get_or_insert_default();
+    if status.lease_epoch > context.epoch() {
+        return Err(Failure::Deposed);
+    }
+    let uid = namespace_uid(context, namespace);
+    let today = context.now().to_zoned(TimeZone::UTC).date();
+    let mut new = 0;
+    for (record, counts) in records {
+        count(status, record, &uid, *counts, today);
+        new += named(record).len();
+    }
+    finish(status, context.epoch(), new);
+    statement.metadata.managed_fields = None;
+    context
+        .call(api.replace_status(namespace, &params, &statement))
+        .await?;
+    Ok(())
+}
+
+/// Empty where it is not known any more.
+fn namespace_uid(context: &Context, namespace: &str) -> String {
+    let known = context.caches.namespaces.get(&format!("/{namespace}"));
+    let uid = known.and_then(|known| known.metadata.uid.clone());
+    uid.unwrap_or_default()
+}
+
+/// Hands records on, and deletes them.
+async fn delete(context: &Context, records: &[&CarbonReservation]) -> Result<(), Failure> {
+    context
+        .settings
+        .archive
+        .write(records)
+        .await
+        .map_err(|error| {
+            tracing::error!(%error, "records cannot be handed on, and stay until they can");
+            Failure::Invalid("records cannot be handed on".to_owned())
+        })?;
+    for record in records {
+        context.check_leading()?;
+        let namespace = record.namespace().unwrap_or_default();
+        let api: Api<CarbonReservation> = Api::namespaced(context.client.clone(), &namespace);
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: record.metadata.uid.clone(),
+            resource_version: None,
+        });
+        crash::point("before-delete");
+        let done = context.call(api.delete(&record.name_any(), &params)).await;
+        match done.map(|_| ()) {
+            Err(Failure::NotFound) => {}
+            done => carry_on(&record.name_any(), done)?,
+        }
+    }
+    Ok(())
+}
+
+/// A record is gone. Where its statement has it that is how it should be; else somebody deleted
+/// it, and it is made anew, or counted where its namespace goes too.
+async fn make_good(
+    context: &Context,
+    memory: &Memory,
+    record: &CarbonReservation,
+    at: u64,
+    micros: u64,
+) -> Result<(), Failure> {
+    let namespace = record.namespace().unwrap_or_default();
+    let statements: Api<CarbonStatement> = Api::all(context.client.clone());
+    let statement = context.call(statements.get_opt(&namespace)).await?;
+    let uid = &record.spec.workload.uid;
+    let counted = statement.as_ref().is_some_and(|known| known.has(uid));
+    // The leader of then may have put away more since than its list holds.
+    let by_another =
+        memory.leads_since.is_none_or(|since| at < since) && settled_by(record, cutoff(context));
+    if counted || by_another {
+        return Ok(());
+    }
+    let known = context.caches.namespaces.get(&format!("/{namespace}"));
+    let stands = known.is_some_and(|known| known.metadata.deletion_timestamp.is_none());
+    let late = micros.saturating_sub(at) > RESTORED_US;
+    if stands && !late {
+        return restore(context, &namespace, record).await;
+    }
+    tracing::warn!(
+        namespace,
+        record = record.name_any(),
+        "a record went with its namespace: its statement has what was charged"
+    );
+    write(context, &namespace, statement, &[(record, true)]).await
+}
+
+/// Makes a record anew that somebody deleted, as it was known last.
+async fn restore(
+    context: &Context,
+    namespace: &str,
+    record: &CarbonReservation,
+) -> Result<(), Failure> {
+    let api: Api<CarbonReservation> = Api::namespaced(context.client.clone(), namespace);
+    let name = record.name_any();
+    context.check_leading()?;
+    let mut fresh = CarbonReservation::new(&name, record.spec.clone());
+    fresh.metadata.namespace = Some(namespace.to_owned());
+    let params = PostParams::default();
+    let mut there = match context.call(api.create(&params, &fresh)).await {
+        Ok(there) => {
+            tracing::warn!(
+                namespace,
+                record = name,
+                "somebody deleted a record: it is made anew, what was charged stays charged"
+            );
+            let labels = vec![("namespace", namespace.to_owned())];
+            context.tallies.count(&c::RECORDS_RESTORED, labels);
+            there
+        }
+        Err(Failure::Conflict) => context.call(api.get(&name)).await?,
+        Err(error) => return Err(error),
+    };
+    let ours = record.status.clone().unwrap_or_default();
+    let theirs = there.status.clone().unwrap_or_default();
+    // Another leader may have made it anew already, and have heard of more since.
+    let (more, same) = (
+        theirs.charged_milligrams > ours.charged_milligrams,
+        theirs.charged_milligrams == ours.charged_milligrams,
+    );
+    if more || (same && (theirs.settled || !ours.settled) && theirs.pods.len() >= ours.pods.len()) {
+        return Ok(());
+    }
+    there.metadata.managed_fields = None;
+    there.status = Some(ours);
+    context
+        .call(api.replace_status(&name, &params, &there))
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tracking::tests::reservation;
+    use super::*;
+    use crate::api::{BookedCharge, PodCharge};
+
+    fn record(uid: &str, pods: &[&str], charged: i64, settled: bool) -> CarbonReservation {
+        let mut record = reservation(100);
+        record.spec.workload.uid = uid.into();
+        let pod = |uid: &&str| PodCharge {
+            uid: (*uid).into(),
+            node: "n1".into(),
+            ..PodCharge::default()
+        };
+        record.status = Some(ReservationStatus {
+            settled,
+            settled_at: settled.then(|| "2026-11-20T10:00:00Z".into()),
+            charged_milligrams: charged,
+            charges: vec![BookedCharge {
+                budget: "b".into(),
+                day: "2026-11-20".into(),
+                milligrams: charged,
+            }],
+            pods: pods.iter().map(pod).collect(),
+            ..ReservationStatus::default()
+        });
+        record
+    }
+
+    fn ledger(reservations: Vec<CarbonReservation>) -> Ledger {
+        Ledger {
+            budgets: vec![],
+            reservations,
+            statement: None,
+        }
+    }
+
+    fn nothing() -> Present {
+        Present {
+            works: HashSet::new(),
+            listed: HashSet::new(),
+            silent: HashSet::new(),
+            lessons: HashMap::new(),
+        }
+    }
+
+    fn ripe_of(ledger: &Ledger, present: &Present) -> Vec<String> {
+        let moment = "2026-11-21T10:00:00Z".parse().unwrap();
+        let ripe = ripe(ledger, present, moment).into_iter();
+        ripe.map(|r| r.spec.workload.uid.clone()).collect()
+    }
+
+    #[test]
+    fn a_record_stays_while_its_job_a_pod_a_page_or_a_lesson_needs_it() {
+        let mut taught = record("taught", &["t"], 5, true);
+        if let Some(status) = &mut taught.status {
+            status.lesson = Some(crate::api::Lesson {
+                law_uid: "law".into(),
+                number: 7,
+                ..crate::api::Lesson::default()
+            });
+        }
+        let records = vec![
+            record("done", &["d"], 5, true),
+            record("open", &["o"], 5, false),
+            taught,
+        ];
+        let ledger = ledger(records);
+        let mut present = nothing();
+        present.lessons.insert("law".into(), 6);
+        assert_eq!(ripe_of(&ledger, &present), ["done"]);
+        present.lessons.insert("law".into(), 7);
+        assert_eq!(ripe_of(&ledger, &present), ["done", "taught"]);
+        for needs in ["done", "d"] {
+            let there = HashSet::from([needs.to_owned()]);
+            let works = Present {
+                works: there.clone(),
+                ..nothing()
+            };
+            let listed = Present {
+                listed: there,
+                ..nothing()
+            };
+            for present in [works, listed] {
+                assert_eq!(ripe_of(&ledger, &present), ["taught"], "{needs}");
+            }
+        }
+        let mut present = nothing();
+        present.silent.insert("n1".into());
+        assert!(
+            ripe_of(&ledger, &present).is_empty(),
+            "its node may list it"
+        );
+        let early = ripe(&ledger, &nothing(), "2026-11-20T09:59:59Z".parse().unwrap());
+        assert!(early.is_empty());
+    }
+
+    #[test]
+    fn a_pods_own_record_goes_before_the_one_of_the_job_that_lists_it() {
+        let records = vec![record("job", &["p"], 5, true), record("p", &["p"], 5, true)];
+        assert_eq!(ripe_of(&ledger(records), &nothing()), ["p"]);
+    }
+
+    #[test]
+    fn what_was_not_settled_is_counted_with_what_is_set_aside() {
+        let today: Date = "2026-11-28".parse().unwrap();
+        let mut status = StatementStatus::default();
+        count(
+            &mut status,
+            &record("a", &["p"], 40, true),
+            "ns",
+            true,
+            today,
+        );
+        count(
+            &mut status,
+            &record("b", &["q"], 30, false),
+            "ns",
+            true,
+            today,
+        );
+        count(
+            &mut status,
+            &record("q", &["q"], 30, true),
+            "ns",
+            false,
+            today,
+        );
+        let mut unburned = record("c", &[], 0, false);
+        unburned.status = None;
+        count(&mut status, &unburned, "ns", true, today);
+        finish(&mut status, 3, 1);
+        let lines: Vec<(&str, i64, i64, i64)> = status
+            .lines
+            .iter()
+            .map(|l| (&*l.day, l.jobs, l.milligrams, l.refunded_milligrams))
+            .collect();
+        assert_eq!(
+            lines,
+            [("2026-11-20", 2, 140, 60), ("2026-11-28", 1, 100, 0)]
+        );
+        assert_eq!((status.jobs, status.charged_milligrams), (3, 240));
+        assert_eq!(status.put_away.len(), 6);
+        assert_eq!((&*status.last_day, status.lease_epoch), ("2026-11-28", 3));
+    }
+
+    #[test]
+    fn a_statement_is_bounded_however_many_jobs_and_days_it_takes_in() {
+        let today: Date = "2026-11-28".parse().unwrap();
+        let mut status = StatementStatus::default();
+        for day in 0..6_000 {
+            let mut record = record(&day.to_string(), &["p"], 10, true);
+            let first: Date = "2010-01-01".parse().unwrap();
+            let on = first.checked_add(jiff::Span::new().days(day)).unwrap();
+            if let Some(status) = &mut record.status {
+                status.charges[0].day = on.to_string();
+            }
+            count(&mut status, &record, "ns", true, today);
+            finish(&mut status, 1, 2);
+        }
+        assert_eq!((status.lines.len(), status.put_away.len()), (LINES, MINDED));
+        assert_eq!(status.last_day, "2026-06-05");
+        assert_eq!((status.jobs, status.charged_milligrams), (6_000, 60_000));
+        let bytes = serde_json::to_vec(&status).unwrap().len();
+        assert!(bytes < 1_000_000, "{bytes}");
+    }
+}
