@@ -1,6 +1,7 @@
 //! What would fit instead: one change to a job, found by predicting it.
 
 use super::estimate::{Oracle, Request};
+use super::placement::Placement;
 use crate::carbon::Milligrams;
 use crate::law::{Precision, Workload};
 use std::fmt;
@@ -110,6 +111,7 @@ fn cheapest_gpu(
         .filter_map(|site| {
             let mut changed = request.clone();
             changed.eligible = vec![site.gpu.clone()];
+            changed.placement = Placement::default();
             let needs = oracle.estimate(&changed, quantile).ok()?.footprint.charged;
             (needs <= room).then(|| (site.gpu.to_string(), needs))
         })

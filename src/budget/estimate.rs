@@ -1,5 +1,6 @@
 //! From a request to grams: which model, which GPU, which law, which grid.
 
+use super::placement::{Fleet, Placement};
 use crate::carbon::{Footprint, Intensity, Milligrams, Pue};
 use crate::law::{
     Basis, Catalogue, Count, Features, Form, GPU_EXAMPLES, Gpu, Law, Prediction, Stack, Workload,
@@ -22,6 +23,8 @@ pub struct Request {
     pub gpus: u32,
     /// GPU products the job may land on; empty = any the cluster has.
     pub eligible: Vec<Gpu>,
+    /// What it asks of its node beside the product: among the cluster's nodes it decides.
+    pub placement: Placement,
     /// Driver and power limit where they are known; the software is the workload's.
     pub stack: Stack,
 }
@@ -42,6 +45,8 @@ pub struct Oracle {
     /// Namespaces whose annotations do not fit what they burn, and by which factor.
     pub suspects: BTreeMap<(Gpu, String), f64>,
     pub sites: Vec<Site>,
+    /// Which nodes stand at which of the sites.
+    pub fleet: Fleet,
     /// Where no node is known yet, or none is eligible.
     pub fallback: (Intensity, Pue),
 }
@@ -158,6 +163,16 @@ impl Oracle {
         let asked = |gpu: &Gpu| request.eligible.is_empty() || request.eligible.contains(gpu);
         let here = self.sites.iter().filter(|site| asked(&site.gpu));
         let known: Vec<Cow<'_, Site>> = here.map(Cow::Borrowed).collect();
+        // Where no node is as it asks, some may be made: any of the product then.
+        if !request.placement.is_anywhere() {
+            let sites = self.fleet.sites(&request.placement);
+            let fit = sites.iter().filter_map(|site| self.sites.get(*site));
+            let fit = fit.filter(|site| asked(&site.gpu));
+            let fit: Vec<Cow<'_, Site>> = fit.map(Cow::Borrowed).collect();
+            if !fit.is_empty() {
+                return Ok(fit);
+            }
+        }
         if !known.is_empty() {
             return Ok(known);
         }

@@ -1,7 +1,7 @@
 //! What several subcommands ask for: a workload, a grid, laws and a catalogue.
 
 use super::WrongInput;
-use crate::budget::{EstimateError, Oracle};
+use crate::budget::{EstimateError, Fleet, Oracle};
 use crate::carbon::{Intensity, Place, Pue, embedded};
 use crate::law::workload::{
     ALL, BATCH, CONTROLNETS, DENOISING_END, FRAMES, GUIDANCE, HEIGHT, IMAGES, LORA, MODEL,
@@ -340,6 +340,7 @@ pub(super) fn oracle(
         laws: knowledge.laws()?,
         suspects: BTreeMap::new(),
         sites: Vec::new(),
+        fleet: Fleet::default(),
         fallback: grid.resolve()?,
     })
 }

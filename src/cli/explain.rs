@@ -6,7 +6,7 @@ use super::arguments::{
     oracle, unpredictable, wrong,
 };
 use super::output::{Format, columns, print};
-use crate::budget::{Estimate, Request};
+use crate::budget::{Estimate, Placement, Request};
 use crate::law::network::Amount;
 use crate::law::{Breakdown, Form, Joules, Law};
 use clap::Args;
@@ -103,6 +103,7 @@ impl Explain {
             pods: self.pods,
             gpus: self.gpus,
             eligible: vec![product.clone()],
+            placement: Placement::default(),
             stack: self.node.stack()?,
         };
         let estimate = oracle

@@ -6,7 +6,7 @@ use super::arguments::{
     objects, oracle, parameter, read, unpredictable, workload, wrong,
 };
 use super::output::{Format, columns, print};
-use crate::budget::{Estimate, Oracle, Request};
+use crate::budget::{Estimate, Oracle, Placement, Request};
 use crate::carbon::Milligrams;
 use crate::cluster::{Kind, Lite, Work};
 use crate::law::{Basis, Gpu, Joules};
@@ -168,6 +168,7 @@ impl Predict {
                 pods: self.pods,
                 gpus: self.gpus,
                 eligible: vec![self::gpu(name)?],
+                placement: Placement::default(),
                 stack: self.node.stack()?,
             },
         })
@@ -217,6 +218,7 @@ impl Predict {
                     pods: work.pods,
                     gpus: work.gpus,
                     eligible,
+                    placement: Placement::default(),
                     stack: stack.clone(),
                 },
             });
@@ -274,6 +276,7 @@ impl Predict {
                     pods: number("pods", self.pods, 100_000)?,
                     gpus: number("num_gpus", number("gpus", self.gpus, 64)?, 64)?,
                     eligible,
+                    placement: Placement::default(),
                     stack: stack.clone(),
                 },
             });

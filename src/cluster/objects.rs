@@ -1,6 +1,7 @@
 //! Work: jobs and pods that ask for a GPU, as admission and the ledger look at them.
 
 use super::wire::{Container, Lite, Metadata, PodSpec, Spec, Term};
+use crate::budget::{Operator, Placement, Requirement};
 use crate::contract::{BREAK_GLASS, GATE, GPU_RESOURCE, GRANTED, HOLD, PRODUCT_LABEL, REFUSED};
 use crate::law::Gpu;
 use jiff::Timestamp;
@@ -57,6 +58,8 @@ pub struct Work {
     pub gpus: u32,
     /// Products that the pod template allows; empty = any.
     pub eligible: Vec<Gpu>,
+    /// What the pod template asks of its node.
+    pub placement: Placement,
     /// Suspended or gated by us.
     pub held: bool,
     /// Suspended by its author, and not held by us.
@@ -91,6 +94,7 @@ impl Work {
             return None;
         }
         let eligible = eligible(pod);
+        let placement = placement(pod);
         let stamp = |name: &str| metadata.annotations.get(name);
         let suspended = spec.suspend == Some(true);
         let created = metadata.creation_timestamp.unwrap_or(Timestamp::UNIX_EPOCH);
@@ -125,6 +129,7 @@ impl Work {
             pods,
             gpus,
             eligible,
+            placement,
             held,
             author_suspended: kind == Kind::Job && suspended && !held,
             granted,
@@ -151,6 +156,7 @@ impl Work {
             pods: 1,
             gpus: 1,
             eligible: Vec::new(),
+            placement: Placement::default(),
             held: false,
             author_suspended: false,
             granted: false,
@@ -277,7 +283,43 @@ fn eligible(pod: &PodSpec) -> Vec<Gpu> {
     gpus
 }
 
+/// What a pod asks of its node: the selector and one of the affinity's terms. An operator that is
+/// not known is left to the scheduler.
+fn placement(pod: &PodSpec) -> Placement {
+    let selected = pod.node_selector.iter().map(|(key, value)| Requirement {
+        key: key.clone(),
+        operator: Operator::In,
+        values: vec![value.clone()],
+    });
+    let selected: Vec<Requirement> = selected.collect();
+    let required = &pod.affinity.node_affinity.required.node_selector_terms;
+    let mut terms: Vec<Vec<Requirement>> = required
+        .iter()
+        .map(Term::requirements)
+        .filter(|term| !term.is_empty())
+        .map(|term| [selected.clone(), term].concat())
+        .collect();
+    if required.is_empty() && !selected.is_empty() {
+        terms.push(selected);
+    }
+    Placement {
+        node: pod.node_name.clone(),
+        terms,
+    }
+}
+
 impl Term {
+    fn requirements(&self) -> Vec<Requirement> {
+        let expressions = self.match_expressions.iter().filter_map(|e| {
+            Some(Requirement {
+                key: e.key.clone(),
+                operator: Operator::parse(&e.operator)?,
+                values: e.values.clone(),
+            })
+        });
+        expressions.collect()
+    }
+
     fn products(&self) -> Option<Vec<Gpu>> {
         let names = self
             .match_expressions

@@ -34,7 +34,7 @@ impl Snapshot {
     pub fn of(budgets: &[CarbonBudget], laws: Vec<EnergyLaw>, products: &[&str]) -> Self {
         let node = |(number, product): (usize, &&str)| NodeInfo {
             name: format!("node-{number}"),
-            labels: BTreeMap::from([(PRODUCT_LABEL.to_owned(), (*product).to_owned())]),
+            labels: BTreeMap::from([(PRODUCT_LABEL.to_owned(), (*product).to_owned())]).into(),
         };
         let objects = Objects {
             laws: laws.into_iter().map(Arc::new).collect(),

@@ -265,7 +265,7 @@ pub(super) fn node(
 ) -> Option<NodeInfo> {
     Some(NodeInfo {
         name: object.name_any(),
-        labels: object.labels().clone(),
+        labels: std::sync::Arc::new(object.labels().clone()),
     })
 }
 

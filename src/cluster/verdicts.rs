@@ -77,6 +77,7 @@ pub(super) fn forecast(work: &Work, oracle: &Oracle) -> Forecast {
                 pods: work.pods,
                 gpus: work.gpus,
                 eligible: work.eligible.clone(),
+                placement: work.placement.clone(),
                 stack: Stack::default(),
             }),
             problem: None,

@@ -2,7 +2,7 @@
 //! the objects: webhook and controller build the same oracle.
 
 use crate::api::{DiffusionModel, EnergyLaw, GridZone, GridZoneSpec, InvalidSpec, site_of};
-use crate::budget::{Oracle, Site};
+use crate::budget::{Fleet, Labels, Oracle, Site};
 use crate::carbon::{Intensity, Place, Pue, embedded};
 use crate::contract::PRODUCT_LABEL;
 use crate::law::{Catalogue, Form, Gpu, Law};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NodeInfo {
     pub(super) name: String,
-    pub(super) labels: BTreeMap<String, String>,
+    pub(super) labels: Arc<Labels>,
 }
 
 /// Objects that predictions rest on.
@@ -29,7 +29,7 @@ pub(super) struct Objects {
 impl Objects {
     /// The oracle; objects that make no sense are left out here and reported elsewhere.
     pub(super) fn oracle(&self) -> Oracle {
-        let sites = self.sites();
+        let (sites, fleet) = self.sites();
         let mut laws: BTreeMap<Gpu, Law> = self
             .laws
             .iter()
@@ -54,6 +54,7 @@ impl Objects {
             laws,
             suspects: self.suspects(),
             sites,
+            fleet,
             fallback: self.fallback(),
         }
     }
@@ -93,10 +94,11 @@ impl Objects {
             .collect()
     }
 
-    /// GPU products of the cluster, each with the grids it stands under.
-    fn sites(&self) -> Vec<Site> {
+    /// GPU products of the cluster, each with the grids it stands under, and the nodes there.
+    fn sites(&self) -> (Vec<Site>, Fleet) {
         let zones = self.zones();
         let mut sites: Vec<Site> = Vec::new();
+        let mut nodes = Vec::new();
         for node in &self.nodes {
             let Some(gpu) = node
                 .labels
@@ -111,11 +113,14 @@ impl Objects {
                 intensity,
                 pue,
             };
-            if !sites.contains(&site) {
+            let place = sites.iter().position(|known| *known == site);
+            let place = place.unwrap_or_else(|| {
                 sites.push(site);
-            }
+                sites.len() - 1
+            });
+            nodes.push((node.name.clone(), node.labels.clone(), place));
         }
-        sites
+        (sites, Fleet::new(nodes))
     }
 
     /// The grid a node stands under.

@@ -129,7 +129,10 @@ impl Leader {
         context.lead(i64::try_from(number).unwrap(), u64::MAX);
         let node = NodeInfo {
             name: "n1".to_owned(),
-            labels: BTreeMap::from([(PRODUCT_LABEL.to_owned(), PRODUCT.to_owned())]),
+            labels: Arc::new(BTreeMap::from([(
+                PRODUCT_LABEL.to_owned(),
+                PRODUCT.to_owned(),
+            )])),
         };
         context.caches.world.nodes.put("/n1", Some(node));
         let namespace = PartialObjectMeta::<Namespace>::default();
