@@ -3,7 +3,7 @@
 use super::budget_status::status_of;
 use super::context::{Context, Failure, carry_on, note};
 use super::follow::{Round, track};
-use super::grants::{Known, Question, by_uid, commit, decide_on, fulfil};
+use super::grants::{Committed, Known, Question, by_uid, commit, decide_on, fulfil};
 use super::ledger::Ledger;
 use super::memory::Memory;
 use super::objects::{Progress, Work};
@@ -12,9 +12,10 @@ use super::verdicts::{Terms, strictest};
 use super::works::works;
 use super::{lift, statements, upkeep};
 use crate::api::{CarbonBudget, CarbonReservation};
-use crate::budget::Mode;
+use crate::budget::{Mode, Plan, Verdict};
 use crate::clock;
 use crate::contract as c;
+use futures::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -186,7 +187,7 @@ async fn decide(
     }
     let ledger = Ledger {
         budgets: live.iter().map(|b| (**b).clone()).collect(),
-        reservations: reservations.iter().map(|r| (**r).clone()).collect(),
+        reservations: reservations.clone(),
         statement: statement.as_deref().cloned(),
     };
     let now = context.now();
@@ -201,12 +202,9 @@ async fn decide(
         let before = budget.status.clone().unwrap_or_default();
         before != status_of(context, budget, &ledger, &[], held, now)
     });
-    for waiting in &cached.waiting {
-        if let Some(work) = works.iter().find(|work| work.uid == waiting.uid) {
-            tell_waiting(context, memory, work, &waiting.verdict).await;
-        }
-    }
+    let by_uid = by_uid(works);
     if cached.grants.is_empty() && cached.rejections.is_empty() && !stale {
+        tell(context, memory, &by_uid, &cached).await;
         return Ok(());
     }
     let known = Known {
@@ -218,34 +216,7 @@ async fn decide(
         return Ok(());
     }
     let committed = commit(context, namespace, &question, &known, held).await?;
-    let by_uid = by_uid(works);
-    for (uid, masses) in &committed.granted {
-        let Some(work) = by_uid.get(uid.as_str()) else {
-            continue;
-        };
-        let adopted = !work.held || work.break_glass.is_some();
-        let fulfilled = fulfil(context, work, masses, terms, adopted).await;
-        let done = fulfilled.is_ok();
-        // One that cannot be fulfilled now stays in flight, and keeps no other waiting.
-        carry_on(&work.name, fulfilled)?;
-        if !done {
-            continue;
-        }
-        let reason = committed
-            .plan
-            .grants
-            .iter()
-            .find(|g| g.uid == *uid)
-            .map_or("Fits", |g| g.reason.as_str());
-        if let Some(why) = &work.break_glass {
-            tell_of_glass(context, work, why).await;
-        }
-        let labels = vec![
-            ("namespace", namespace.to_owned()),
-            ("reason", reason.to_owned()),
-        ];
-        context.tallies.count(&c::GRANTS, labels);
-    }
+    release(context, namespace, &by_uid, terms, &committed).await?;
     // A refusal stands, so it too rests on fresh figures.
     for refusal in &committed.plan.rejections {
         if let Some(work) = by_uid.get(refusal.uid.as_str()) {
@@ -253,5 +224,66 @@ async fn decide(
             carry_on(&work.name, told)?;
         }
     }
+    tell(context, memory, &by_uid, &cached).await;
     Ok(())
+}
+
+/// Grants that are on their way to a release at once: one waits for the API server while others
+/// are answered.
+const AT_ONCE: usize = 16;
+
+/// Makes what was committed reservations, and lifts the holds.
+async fn release(
+    context: &Context,
+    namespace: &str,
+    by_uid: &HashMap<&str, &Work>,
+    terms: &[Terms],
+    committed: &Committed,
+) -> Result<(), Failure> {
+    let plan = committed.plan.grants.iter();
+    let reasons: HashMap<&str, &str> = plan.map(|g| (g.uid.as_str(), g.reason.as_str())).collect();
+    let granted = committed.granted.iter();
+    let granted = granted.filter_map(|(uid, masses)| Some((*by_uid.get(uid.as_str())?, masses)));
+    let releases = granted.map(|(work, masses)| {
+        let adopted = !work.held || work.break_glass.is_some();
+        let fulfilled = fulfil(context, work, masses, terms, adopted);
+        fulfilled.map(move |done| (work, done)).boxed()
+    });
+    let releases: Vec<_> = releases.collect();
+    let mut releases = stream::iter(releases).buffer_unordered(AT_ONCE);
+    while let Some((work, fulfilled)) = releases.next().await {
+        let done = fulfilled.is_ok();
+        // One that cannot be fulfilled now stays in flight, and keeps no other waiting.
+        carry_on(&work.name, fulfilled)?;
+        if !done {
+            continue;
+        }
+        if let Some(why) = &work.break_glass {
+            tell_of_glass(context, work, why).await;
+        }
+        let reason = reasons.get(work.uid.as_str()).copied().unwrap_or("Fits");
+        let labels = vec![
+            ("namespace", namespace.to_owned()),
+            ("reason", reason.to_owned()),
+        ];
+        context.tallies.count(&c::GRANTS, labels);
+    }
+    Ok(())
+}
+
+/// Jobs that are told in one cycle that they wait: an Event is a write, and nobody reads a
+/// thousand of them at once.
+const TOLD_AT_ONCE: usize = 16;
+
+async fn tell(context: &Context, memory: &mut Memory, by_uid: &HashMap<&str, &Work>, plan: &Plan) {
+    let untold = plan.waiting.iter().filter_map(|waiting| {
+        let work = by_uid.get(waiting.uid.as_str())?;
+        let reason = waiting.verdict.reason.as_str();
+        let told = memory.has_told(&work.uid, reason);
+        (!told).then_some((*work, &waiting.verdict))
+    });
+    let untold: Vec<(&Work, &Verdict)> = untold.take(TOLD_AT_ONCE).collect();
+    for (work, verdict) in untold {
+        tell_waiting(context, memory, work, verdict).await;
+    }
 }

@@ -6,7 +6,7 @@ use super::energy::Pages;
 use super::lawbook::LawBook;
 use super::learning;
 use super::ledger::listed_elsewhere;
-use super::memory::Memory;
+use super::memory::{Drawn, Memory};
 use super::objects::{Kind, Progress, Work};
 use super::overrun::{act, is_stopped, wish};
 use super::tracking::{Seen, Told, follow};
@@ -22,8 +22,10 @@ use kube::api::{Api, PostParams};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-/// Drawing down is written this often at most, an end at once.
+/// Drawing down is written this often at most, and more seldom where much runs: so much apart for
+/// every job that is open, which is fifty writes a second in all. An end is written at once.
 const WRITE_EVERY_US: u64 = 2_000_000;
+const WRITE_APART_US: u64 = 20_000;
 /// After an end, the page of a pod's node must be younger than this before a pod that it
 /// does not list is taken to have burned nothing.
 const SETTLE_US: u64 = 2_500_000;
@@ -45,6 +47,8 @@ pub(super) struct Round<'a> {
     now: Timestamp,
     /// µs, monotonic.
     micros: u64,
+    /// How far writes of one record that is drawn down lie apart, µs.
+    write_every: u64,
 }
 
 impl<'a> Round<'a> {
@@ -70,6 +74,8 @@ impl<'a> Round<'a> {
             }
         }
         let there = context.caches.world.nodes.all();
+        let records = context.caches.reservations.all();
+        let open = records.iter().filter(|r| !r.is_settled()).count() as u64;
         Self {
             pages,
             lines: lines.collect(),
@@ -79,6 +85,7 @@ impl<'a> Round<'a> {
             there: there.iter().map(|node| node.name.clone()).collect(),
             now: context.now(),
             micros,
+            write_every: WRITE_EVERY_US.max(open * WRITE_APART_US),
         }
     }
 
@@ -195,12 +202,19 @@ pub(super) async fn track(
         .collect();
     let days = days(budgets, round.now);
     let measured = budgets.iter().filter_map(|b| b.measured_since()).min();
-    for reservation in reservations.iter().filter(|r| !r.is_settled()) {
-        let uid = &reservation.spec.workload.uid;
+    for cached in reservations.iter().filter(|r| !r.is_settled()) {
+        let uid = &cached.spec.workload.uid;
+        // What was seen and not written yet was burned on the day that it was seen.
+        let drawn = memory.drawn.get(uid).filter(|drawn| drawn.is_of(cached));
+        let mut newest = CarbonReservation::clone(cached);
+        if let Some(drawn) = drawn {
+            newest.status = Some(drawn.status.clone());
+        }
+        let reservation = &newest;
         let work = works.iter().find(|work| work.uid == *uid);
         // One that was stopped for good ends with its pods.
         let ended = work.is_none_or(|work| work.progress != Progress::Open || is_stopped(work));
-        let before = reservation.status.clone().unwrap_or_default();
+        let before = cached.status.clone().unwrap_or_default();
         let pods = round.pods(reservation, &own);
         let told = if ended {
             let ended = memory.ended_at(uid, round.micros);
@@ -250,16 +264,18 @@ pub(super) async fn track(
         });
         let wish = runs.and_then(|work| Some((work, wish(reservation, &status, &terms)?)));
         let written = memory.written.get(uid);
-        let due = written.is_none_or(|at| round.micros.saturating_sub(*at) >= WRITE_EVERY_US);
+        let due = written.is_none_or(|at| round.micros.saturating_sub(*at) >= round.write_every);
         let stops = wish.as_ref().is_some_and(|(work, wish)| wish.stops(work));
         if status != before && (status.settled || due || stops) {
             let laws = &mut memory.laws;
-            let result = write(context, laws, reservation, status, work, &seen).await;
+            let result = write(context, laws, cached, status, work, &seen).await;
             if result.is_err() {
-                carry_on(&reservation.name_any(), result)?;
+                carry_on(&cached.name_any(), result)?;
                 continue;
             }
             memory.written.insert(uid.clone(), round.micros);
+        } else if status != before {
+            memory.drawn.insert(uid.clone(), Drawn::of(cached, status));
         }
         // What it is stopped for is in its record by now.
         if let Some((work, wish)) = wish {

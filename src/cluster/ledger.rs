@@ -9,12 +9,13 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 /// A namespace's ledger, read fresh from the API server.
 #[derive(Debug)]
 pub(super) struct Ledger {
     pub(super) budgets: Vec<CarbonBudget>,
-    pub(super) reservations: Vec<CarbonReservation>,
+    pub(super) reservations: Vec<Arc<CarbonReservation>>,
     pub(super) statement: Option<CarbonStatement>,
 }
 
@@ -29,7 +30,8 @@ impl Ledger {
         let everything = ListParams::default();
         let mut budgets = context.call(budgets.list(&everything)).await?.items;
         budgets.sort_by_key(ResourceExt::name_any);
-        let reservations = context.call(reservations.list(&everything)).await?.items;
+        let reservations = context.call(reservations.list(&everything)).await?;
+        let reservations = reservations.into_iter().map(Arc::new).collect();
         let statements: Api<CarbonStatement> = Api::all(context.client.clone());
         let statement = context.call(statements.get_opt(namespace)).await?;
         Ok(Self {
@@ -37,6 +39,10 @@ impl Ledger {
             reservations,
             statement,
         })
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = &CarbonReservation> {
+        self.reservations.iter().map(AsRef::as_ref)
     }
 
     pub(super) fn has(&self, uid: &str) -> bool {
@@ -50,7 +56,7 @@ impl Ledger {
 
     /// One budget's book, with these grants in flight.
     pub(super) fn book(&self, budget: &str, granting: &[GrantInFlight]) -> Book {
-        let listed = listed_elsewhere(&self.reservations);
+        let listed = listed_elsewhere(self.records());
         let status = self.statement.as_ref().and_then(|s| s.status.as_ref());
         let put_away: HashSet<&str> = status
             .iter()
@@ -70,7 +76,7 @@ impl Ledger {
 
     /// True where a job's record lists a pod: it is charged there.
     pub(super) fn lists(&self, pod: &str) -> bool {
-        listed_elsewhere(&self.reservations).contains(pod) || self.has_put_away(pod)
+        listed_elsewhere(self.records()).contains(pod) || self.has_put_away(pod)
     }
 
     /// Grants of a budget that have no reservation yet.

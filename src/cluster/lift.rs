@@ -55,6 +55,13 @@ pub(super) async fn lift(
     work: &Work,
     reservation: Option<&str>,
 ) -> Result<(), Failure> {
+    // Most are as they were seen last, and then one call does it.
+    let seen = context
+        .call(lift_seen(&context.client, work, reservation))
+        .await;
+    if matches!(seen, Ok(true)) {
+        return Ok(());
+    }
     match context
         .call(lift_with(&context.client, work, reservation))
         .await
@@ -71,6 +78,44 @@ pub(super) async fn lift(
             Ok(())
         }
         other => other.map(|_| ()),
+    }
+}
+
+/// Lifts a Job's hold as the watch has it; false where it is not, or where it is a Pod, whose
+/// gates are known by their places alone.
+async fn lift_seen(
+    client: &Client,
+    work: &Work,
+    reservation: Option<&str>,
+) -> Result<bool, kube::Error> {
+    let Some(hold) = work
+        .annotations
+        .get(HOLD)
+        .filter(|_| work.kind == Kind::Job)
+    else {
+        return Ok(false);
+    };
+    let mut object = Lite::default();
+    let mut put = |name: &str, value: &String| {
+        let annotations = &mut object.metadata.annotations;
+        annotations.insert(name.to_owned(), value.clone());
+    };
+    put(HOLD, hold);
+    if let Some(refused) = &work.refused {
+        put(REFUSED, refused);
+    }
+    let operations = serde_json::from_value(Value::Array(patch(work, reservation, &object)))
+        .map_err(kube::Error::SerdeError)?;
+    let api: Api<Job> = Api::namespaced(client.clone(), &work.namespace);
+    let params = PatchParams::default();
+    let patched = api
+        .patch_metadata(&work.name, &params, &Patch::<()>::Json(operations))
+        .await;
+    match patched {
+        Ok(_) => Ok(true),
+        // It has changed meanwhile.
+        Err(kube::Error::Api(status)) if status.code == 422 || status.code == 404 => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -4,7 +4,7 @@
 use super::lawbook::LawBook;
 use super::objects::{Owner, Work};
 use super::stores::Removed;
-use crate::api::CarbonReservation;
+use crate::api::{CarbonReservation, ReservationStatus};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub(super) struct Memory {
     ended: HashMap<String, u64>,
     /// µs, monotonic: when a reservation's status was last written.
     pub(super) written: HashMap<String, u64>,
+    /// What was drawn down and is not written yet, by workload.
+    pub(super) drawn: HashMap<String, Drawn>,
     /// What workloads were told, by reason.
     told: HashSet<(String, &'static str)>,
     /// µs, monotonic: since when a pod is nobody's.
@@ -38,6 +40,28 @@ pub(super) struct SeenPod {
     pub(super) node: Option<String>,
     /// Images that it says it made.
     pub(super) images: Option<i64>,
+}
+
+/// What a record would say, had it been written.
+#[derive(Debug)]
+pub(super) struct Drawn {
+    pub(super) status: ReservationStatus,
+    /// The version of the record that it follows from.
+    version: Option<String>,
+}
+
+impl Drawn {
+    pub(super) fn of(record: &CarbonReservation, status: ReservationStatus) -> Self {
+        Self {
+            status,
+            version: record.metadata.resource_version.clone(),
+        }
+    }
+
+    /// True where the record is still the one that it follows from.
+    pub(super) fn is_of(&self, record: &CarbonReservation) -> bool {
+        self.version == record.metadata.resource_version
+    }
 }
 
 /// A pod that is nobody's for this long is charged by itself: its job may come later than
@@ -91,6 +115,10 @@ impl Memory {
         self.told.insert((uid.to_owned(), reason))
     }
 
+    pub(super) fn has_told(&self, uid: &str, reason: &'static str) -> bool {
+        self.told.contains(&(uid.to_owned(), reason))
+    }
+
     /// True once a pod has been nobody's for long enough.
     pub(super) fn is_nobodys(&mut self, pod: &str, now: u64) -> bool {
         let since = *self.nobodys.entry(pod.to_owned()).or_insert(now);
@@ -109,6 +137,7 @@ impl Memory {
         self.nobodys.retain(|pod, _| pods.contains(pod.as_str()));
         self.ended.retain(|uid, _| open.contains(uid.as_str()));
         self.written.retain(|uid, _| open.contains(uid.as_str()));
+        self.drawn.retain(|uid, _| open.contains(uid.as_str()));
         self.told.retain(|(uid, _)| works.contains(uid.as_str()));
     }
 }

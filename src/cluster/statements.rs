@@ -106,13 +106,12 @@ fn ripe<'a>(
     present: &Present,
     moment: Timestamp,
 ) -> Vec<&'a CarbonReservation> {
-    let listed = listed_elsewhere(&ledger.reservations);
+    let listed = listed_elsewhere(ledger.records());
     let uid = |record: &'a CarbonReservation| record.spec.workload.uid.as_str();
-    let own: HashSet<&str> = ledger.reservations.iter().map(uid).collect();
+    let own: HashSet<&str> = ledger.records().map(uid).collect();
     let mut uids = 0;
     ledger
-        .reservations
-        .iter()
+        .records()
         .filter(|record| settled_by(record, moment) && present.misses(record))
         .filter(|record| !ledger.has_put_away(uid(record)))
         // While a pod's record stands beside its job's, the job's keeps it from counting.
@@ -255,8 +254,7 @@ async fn put_away(
 ) -> Result<(), Failure> {
     let ledger = Ledger::read(context, namespace).await?;
     let left: Vec<&CarbonReservation> = ledger
-        .reservations
-        .iter()
+        .records()
         .filter(|r| r.is_settled() && ledger.has_put_away(&r.spec.workload.uid))
         .collect();
     if !left.is_empty() {
@@ -267,7 +265,7 @@ async fn put_away(
     if ripe.is_empty() {
         return Ok(());
     }
-    let listed = listed_elsewhere(&ledger.reservations);
+    let listed = listed_elsewhere(ledger.records());
     let counts = |record: &CarbonReservation| !listed.contains(&*record.spec.workload.uid);
     crash::point("before-statement");
     let new: Vec<(&CarbonReservation, bool)> = ripe.iter().map(|r| (*r, counts(r))).collect();
@@ -436,6 +434,7 @@ mod tests {
     use super::super::tracking::tests::reservation;
     use super::*;
     use crate::api::{BookedCharge, PodCharge};
+    use std::sync::Arc;
 
     fn record(uid: &str, pods: &[&str], charged: i64, settled: bool) -> CarbonReservation {
         let mut record = reservation(100);
@@ -463,7 +462,7 @@ mod tests {
     fn ledger(reservations: Vec<CarbonReservation>) -> Ledger {
         Ledger {
             budgets: vec![],
-            reservations,
+            reservations: reservations.into_iter().map(Arc::new).collect(),
             statement: None,
         }
     }
