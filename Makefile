@@ -4,7 +4,7 @@ SHELL := bash
 CARGO ?= cargo
 DATA ?= ../shared/data/energy
 
-.PHONY: help demo test check fmt clippy deny generate generated plane score bench fuzz races gpu-check soak install-tools test-tools clean
+.PHONY: help demo test check fmt clippy deny generate generated plane score bench queue fuzz races gpu-check soak install-tools test-tools clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,11 @@ score: ## Score the law on the public data of DATA (../shared/data/energy) into 
 bench: install-tools ## Print the figures of docs/benchmarks.md
 	$(CARGO) build --release --workspace
 	./target/release/figures
+
+queue: test-tools ## How fast a queue is decided and released (JOULEWARD_QUEUE=2000 jobs), beside bare writes
+	$(CARGO) build --release --workspace --all-targets
+	@tests/plane/build.sh >/dev/null
+	$(CARGO) test --release --test it -- --ignored --nocapture queue::
 
 races: ## Let leaders race in 10,000 simulated stories (RACES=10000); make test runs 1,000
 	JOULEWARD_RACES=$${RACES:-10000} $(CARGO) test --lib -- --nocapture sim::leaders

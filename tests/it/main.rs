@@ -23,6 +23,7 @@ mod guard;
 mod kubelet;
 mod learning;
 mod lifecycle;
+mod queue;
 mod races;
 mod records;
 mod report;
