@@ -3,8 +3,8 @@
 use super::{Condition, InvalidSpec};
 use crate::law::network::Polynomial;
 use crate::law::{
-    Catalogue, CatalogueFile, Component, DefaultsEntry, Entry, Guidance, Model, Negative, Runs,
-    Scale,
+    Binning, Catalogue, CatalogueFile, Component, DefaultsEntry, Entry, Guidance, Model, Negative,
+    Runs, Scale,
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -224,7 +224,7 @@ impl DiffusionModelSpec {
             decoder: Component::Own(decoder),
             encodes: false,
             multiple: 16,
-            binned: false,
+            binned: Binning::None,
             frames: None,
             guidance: Guidance {
                 runs: self.guidance,

@@ -4,7 +4,7 @@ use super::WrongInput;
 use crate::budget::{EstimateError, Fleet, Oracle};
 use crate::carbon::{Intensity, Place, Pue, embedded};
 use crate::law::workload::{
-    ALL, BATCH, CONTROLNETS, DENOISING_END, FRAMES, GUIDANCE, HEIGHT, IMAGES, LORA, MODEL,
+    ALL, BATCH, BINNING, CONTROLNETS, DENOISING_END, FRAMES, GUIDANCE, HEIGHT, IMAGES, LORA, MODEL,
     NEGATIVE, PRECISION, REFINER, SCHEDULER, SOFTWARE, STEPS, STRENGTH, TILING, TRUE_CFG, WIDTH,
 };
 use crate::law::{Annotation, Catalogue, Gpu, Law, Stack, Workload, driver_branch};
@@ -88,6 +88,9 @@ pub(super) struct WorkloadArguments {
     /// true or false.
     #[arg(long)]
     vae_tiling: Option<String>,
+    /// false where a pipeline that makes one of a few sizes is told to make the one that is asked.
+    #[arg(long)]
+    use_resolution_binning: Option<String>,
     /// Model that runs the last steps, for example sdxl-refiner.
     #[arg(long)]
     refiner: Option<String>,
@@ -101,7 +104,7 @@ pub(super) struct WorkloadArguments {
 }
 
 impl WorkloadArguments {
-    fn given(&self) -> [(Annotation, &Option<String>); 19] {
+    fn given(&self) -> [(Annotation, &Option<String>); 20] {
         [
             (MODEL, &self.model),
             (WIDTH, &self.width),
@@ -119,6 +122,7 @@ impl WorkloadArguments {
             (CONTROLNETS, &self.controlnets),
             (LORA, &self.lora_rank),
             (TILING, &self.vae_tiling),
+            (BINNING, &self.use_resolution_binning),
             (REFINER, &self.refiner),
             (DENOISING_END, &self.denoising_end),
             (SOFTWARE, &self.software),

@@ -152,16 +152,17 @@ const UNKNOWN_CONTROLNET: f64 = 0.4;
 
 fn extent(model: &Model, workload: &Workload, multiple: u32) -> Extent {
     let multiple = multiple.max(1);
+    let (width, height) = if workload.use_resolution_binning {
+        let (width, height) = (workload.width, workload.height);
+        model.binned.size(width, height, model.defaults.width)
+    } else {
+        (workload.width, workload.height)
+    };
     let pad = |side: u32| f64::from(side.div_ceil(multiple) * multiple);
     let frames = match &model.frames {
         Some(frames) => f64::from(frames.latent(workload.frames)),
         None => 1.0,
     };
-    let mut tokens = pad(workload.width) * pad(workload.height) / 256.0;
-    if model.binned {
-        let defaults = &model.defaults;
-        let bin = f64::from(defaults.width) * f64::from(defaults.height) / 256.0;
-        tokens = tokens.max(bin);
-    }
+    let tokens = pad(width) * pad(height) / 256.0;
     Extent { tokens, frames }
 }

@@ -32,8 +32,8 @@ mod units;
 pub mod workload;
 
 pub use catalogue::{
-    Catalogue, CatalogueError, CatalogueFile, Component, DefaultsEntry, Entry, Frames, Guidance,
-    Model, Negative, Runs, Scale, TextEntry,
+    Binning, Catalogue, CatalogueError, CatalogueFile, Component, DefaultsEntry, Entry, Frames,
+    Guidance, Model, Negative, Runs, Scale, TextEntry,
 };
 pub use count::{Count, count};
 pub use dataset::RowError;

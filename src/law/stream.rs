@@ -22,6 +22,12 @@ const SLACK: f64 = 0.75;
 const ALARM: f64 = 6.0;
 /// Standard deviation of a shift of the whole law, in ln E, once the alarm has gone off.
 const SHIFT: f64 = 0.25;
+/// Misses, in ln, that are rather a mistake than news: a factor of three.
+const WILD: f64 = 1.1;
+/// By how much one such run moves its prediction at most, in ln.
+const BELIEVED: f64 = 0.04;
+/// The CUSUM after one such run is at least 1.25.
+const FIRST: f64 = 1.2;
 /// Standard deviations of a gross outlier.
 const GROSS: f64 = 6.0;
 /// Joules a step that a GPU can use: below and above, a unit or an annotation is wrong.
@@ -112,7 +118,7 @@ impl Law {
     fn filter(&mut self, run: &Observation, own: &[Own], y: f64) -> (f64, f64) {
         let start: Vec<f64> = self.parameters.iter().map(|p| p.mean).collect();
         let mut z = 0.0_f64;
-        let mut sample = 0.0;
+        let (mut sample, mut wild) = (0.0, 1.0);
         let mut last = (Vec::new(), Vec::new(), 1.0);
         for iteration in 0..2 {
             let (ln, slopes) = self.linearise(&run.features, own);
@@ -127,10 +133,15 @@ impl Law {
             let innovation = y - ln - dot(&x, &moved);
             if iteration == 0 {
                 z = innovation / (spread + self.noise).sqrt();
+                // Where little is known nearly all of a miss would be believed, also of one that
+                // a wrong unit explains better. A second to the same side is believed.
+                let before = if z > 0.0 { self.cusum.0 } else { self.cusum.1 };
+                if innovation.abs() > WILD && before < FIRST {
+                    wild = innovation.abs() / BELIEVED;
+                }
                 sample = (innovation * innovation - spread).max(0.0);
             }
-            let noise = self.noise * (z.abs() / HUBER).powi(2).max(1.0);
-            let total = spread + noise;
+            let total = (spread + self.noise * (z.abs() / HUBER).powi(2).max(1.0)) * wild;
             for (i, parameter) in self.parameters.iter_mut().enumerate() {
                 parameter.mean = start[i] + px[i] * innovation / total;
             }

@@ -127,6 +127,41 @@ fn one_run_in_twenty_that_is_ten_times_off_moves_predictions_less_than_2_percent
 }
 
 #[test]
+fn a_first_run_that_is_ten_times_off_does_not_make_the_law() {
+    for (wrong, at) in [(10.0, 0), (0.1, 0), (10.0, 1), (10.0, 3)] {
+        let (mut clean, mut dirty) = (law(), law());
+        let mut worst = 0.0_f64;
+        for n in 0..40 {
+            let honest = run(mixed(n), 1.0 + 0.05 * luck(n));
+            clean.learn(&honest);
+            let factor = if n == at { wrong } else { 1.0 };
+            dirty.learn(&Observation {
+                energy: Joules(honest.energy.0 * factor),
+                ..honest
+            });
+            let next = mixed(n + 1);
+            let moved = dirty.predict(&next).median.0 / clean.predict(&next).median.0 - 1.0;
+            worst = worst.max(moved.abs());
+            // About as much as one run fewer does.
+            if n >= 20 {
+                assert!(moved.abs() < 0.05, "{wrong} at {at}, after {n}: {moved}");
+            }
+        }
+        assert!(worst < 0.3, "{wrong} at {at}: {worst}");
+    }
+}
+
+#[test]
+fn a_world_five_times_off_is_believed_from_the_second_run_on() {
+    let mut law = law();
+    for _ in 0..3 {
+        law.learn(&run(mixed(0), 5.0));
+    }
+    let off = law.predict(&mixed(0)).median.0 / run(mixed(0), 5.0).energy.0 - 1.0;
+    assert!(off.abs() < 0.15, "{off}");
+}
+
+#[test]
 fn outliers_all_to_one_side_move_no_prediction_by_2_percent_either() {
     let moved = moved_by(|n| if n % 20 == 19 { 10.0 } else { 1.0 });
     let most = moved.into_iter().fold(0.0, f64::max);

@@ -4,8 +4,8 @@
 use crate::api::{DenoiserSpec, DiffusionModel, DiffusionModelSpec};
 use crate::cli::arguments::{read, wrong};
 use crate::law::{
-    Catalogue, CatalogueFile, Component, DefaultsEntry, Entry, Guidance, Runs, TextEntry, Workload,
-    object_name,
+    Binning, Catalogue, CatalogueFile, Component, DefaultsEntry, Entry, Guidance, Runs, TextEntry,
+    Workload, object_name,
 };
 use clap::Args;
 use serde_json::Value;
@@ -168,12 +168,21 @@ impl Import {
                 "{class}: no pipeline of the catalogue; guidance, text length and defaults are taken from {by}: look at them"
             );
         }
+        // A latent consistency model is told its guidance as an embedding.
+        if denoiser
+            .get("time_cond_proj_dim")
+            .is_some_and(Value::is_number)
+        {
+            entry.guidance.runs = Runs::Never;
+            entry.defaults.steps = Some(4);
+        }
         if let Some(tokens) = self.text_tokens {
             entry.tokens = tokens;
         }
         // The pipeline's own default, where it is known, is what runs.
         let sized = entry.defaults.size.is_some() || entry.defaults.width.is_some();
-        if !sized || class.starts_with("StableDiffusionPipeline") {
+        let own = ["StableDiffusionPipeline", "PixArt"];
+        if !sized || own.iter().any(|own| class.starts_with(own)) {
             entry.defaults.size = size(&denoiser).or(entry.defaults.size);
         }
         if let Some(decoder) = ["vae", "movq", "vqgan"].into_iter().find(|name| has(name)) {
@@ -248,7 +257,7 @@ fn blank(name: String, denoiser: Component) -> Entry {
         prior: None,
         decoder: Component::Named("autoencoder-kl".to_owned()),
         encodes: false,
-        binned: false,
+        binned: Binning::None,
         multiple: 8,
         frames: None,
         guidance: Guidance::default(),

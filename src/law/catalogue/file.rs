@@ -1,5 +1,6 @@
 //! A catalogue file: YAML or JSON, in the form that `jouleward model import` writes.
 
+use super::binning::Binning;
 use super::model::{Decoding, Defaults, Frames, Guidance, Model, Prior};
 use crate::law::network::{ConfigError, Polynomial, Work, class, measure};
 use serde::{Deserialize, Serialize};
@@ -45,9 +46,10 @@ pub struct Entry {
     pub encodes: bool,
     #[serde(default = "eight")]
     pub multiple: u32,
-    /// True where less than the default size is made at it, and scaled.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub binned: bool,
+    /// Which size is made for one that is asked: that one (none), one of about the default's
+    /// area by aspect, or one of HunyuanDiT's shapes.
+    #[serde(default, skip_serializing_if = "Binning::is_none")]
+    pub binned: Binning,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frames: Option<Frames>,
     #[serde(default)]

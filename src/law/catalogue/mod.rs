@@ -1,9 +1,11 @@
 //! The catalogue of models: what each costs to run, worked out of its published
 //! configuration, and how its pipeline runs it.
 
+mod binning;
 mod file;
 mod model;
 
+pub use binning::Binning;
 pub use file::{CatalogueError, CatalogueFile, Component, DefaultsEntry, Entry, TextEntry};
 pub use model::{Frames, Guidance, Model, Negative, Runs, Scale};
 

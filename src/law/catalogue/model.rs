@@ -1,5 +1,6 @@
 //! One model: its networks' work and how its pipeline runs them.
 
+use super::binning::Binning;
 use crate::law::network::Work;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,9 +22,8 @@ pub struct Model {
     pub decoder: Decoding,
     /// Width and height are padded up to a multiple of this, in px.
     pub pixel_multiple: u32,
-    /// True where the pipeline makes one of a few sizes of about its default's area and
-    /// scales it to what was asked: less is not cheaper.
-    pub binned: bool,
+    /// Which size the pipeline makes for one that is asked.
+    pub binned: Binning,
     /// Of videos; pictures have none.
     pub frames: Option<Frames>,
     pub guidance: Guidance,
@@ -60,6 +60,9 @@ pub struct Frames {
     /// Latent frames are padded up to a multiple of this.
     #[serde(default = "one")]
     pub multiple: u32,
+    /// True where the pipeline makes a frame more of as many as c divides.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rounded: bool,
 }
 
 fn one() -> u32 {
@@ -69,7 +72,8 @@ fn one() -> u32 {
 impl Frames {
     /// Latent frames of a video of so many frames.
     pub fn latent(&self, frames: u32) -> u32 {
-        let latent = frames.saturating_sub(1) / self.compression.max(1) + 1;
+        let asked = frames.saturating_sub(u32::from(!self.rounded));
+        let latent = asked / self.compression.max(1) + 1;
         latent.div_ceil(self.multiple.max(1)) * self.multiple.max(1)
     }
 }

@@ -4,15 +4,16 @@
 //! its name: `energy_joules_per_image`, `energy_wh_per_image`, or of the whole run
 //! `energy_joules`, `energy_wh`, `energy_kwh` with `images`. Optional: `num_gpus` (1),
 //! `precision` (fp16), `frames` (1), `cfg` (false) or `guidance_scale` and `true_cfg_scale`,
-//! `batch_size` (1), `strength`, `scheduler`, `basis` (gross), `software`, `driver`,
+//! `batch_size` (1), `strength`, `scheduler`, `use_resolution_binning` (true), `basis` (gross), `software`, `driver`,
 //! `power_limit` (as a fraction of the board's default). `warm_up` (false) and `seconds` of the run set
-//! rows aside. Others are ignored.
+//! rows aside. Others are ignored, but one that is nearly one of these.
 
 mod row;
 
 use super::catalogue::Catalogue;
 use super::features::Observation;
 use super::gpu::Gpu;
+use super::network::is_near;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A row that cannot be used.
@@ -36,6 +37,8 @@ pub enum DatasetError {
     Column(&'static str),
     #[error("the column {0} is there twice: leave one of them")]
     Twice(String),
+    #[error("the column {0} is not known, and {1} is missing: is it meant?")]
+    Misspelt(String, &'static str),
     #[error(
         "the first line is parted by semicolons: part columns by commas, and write 1234.5 for a decimal comma"
     )]
@@ -80,6 +83,9 @@ pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetErr
     if header.len() == 1 && header.iter().any(|name| name.contains(';')) {
         return Err(DatasetError::Semicolons);
     }
+    if let Some((given, meant)) = misspelt(&seen) {
+        return Err(DatasetError::Misspelt(given, meant));
+    }
     if let Some(name) = NEEDED.into_iter().find(|name| !has(name)) {
         return Err(DatasetError::Column(name));
     }
@@ -119,6 +125,27 @@ pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetErr
         dataset.push(line, row);
     }
     Ok(dataset)
+}
+
+/// A column that nobody reads, and one that it nearly is and that is missing: what it says would
+/// be left out in silence.
+fn misspelt(given: &BTreeSet<&str>) -> Option<(String, &'static str)> {
+    let known = || {
+        let energies = row::ENERGIES.iter().map(|(name, ..)| *name);
+        row::COLUMNS.into_iter().chain(energies)
+    };
+    let plain = |name: &str| name.replace(['_', '-', ' '], "").to_lowercase();
+    let unknown = given
+        .iter()
+        .filter(|name| known().all(|known| known != **name));
+    for name in unknown.filter(|name| name.len() > 3) {
+        let near = |known: &&str| plain(known) == plain(name) || is_near(known, name);
+        let mut missing = known().filter(|known| !given.contains(known));
+        if let Some(meant) = missing.find(near) {
+            return Some(((*name).to_owned(), meant));
+        }
+    }
+    None
 }
 
 /// Reads JSON lines: an object a line, numbers and texts alike.
@@ -193,6 +220,42 @@ mod tests {
             lines[3].starts_with("line 6: it has fewer fields"),
             "{lines:?}"
         );
+    }
+
+    #[test]
+    fn a_column_that_is_nearly_another_is_a_typing_error() {
+        let table = |column: &str| {
+            let text = format!("model,gpu,width,height,steps,energy_joules_per_image,{column}\n");
+            read_csv(&text, &Catalogue::built_in()).map(|_| ())
+        };
+        for (given, meant) in [
+            ("batchsize", "batch_size"),
+            ("Batch-Size", "batch_size"),
+            ("precison", "precision"),
+            ("num_gpu", "num_gpus"),
+        ] {
+            let error = table(given).unwrap_err().to_string();
+            assert!(error.contains(given) && error.contains(meant), "{error}");
+        }
+        for other in ["comment", "id", "task", "images_per_second"] {
+            assert!(table(other).is_ok(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_run_whose_batch_is_left_out_or_larger_than_what_it_made_is_set_aside() {
+        let table = |row: &str| {
+            let text = format!(
+                "model,gpu,width,height,steps,energy_joules_per_image,energy_joules,batch_size,images\n{row}\n"
+            );
+            read_csv(&text, &Catalogue::built_in()).unwrap().left_out
+        };
+        let why = |row: &str| table(row).pop().map(|left| left.why).unwrap_or_default();
+        assert!(why("sdxl,A100,1024,1024,25,,90000,,100").contains("batch_size is empty"));
+        assert!(why("sdxl,A100,1024,1024,25,,90000,64,1").contains("batch_size 64"));
+        assert!(table("sdxl,A100,1024,1024,25,900,,4,100").is_empty());
+        // Energies of an image are published without one where each was made alone.
+        assert!(table("sdxl,A100,1024,1024,25,900,,,100").is_empty());
     }
 
     #[test]

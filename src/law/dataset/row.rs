@@ -26,6 +26,41 @@ const MOST_A_CALL: f64 = 1e7;
 /// Seconds of a run below which its energy is not measured well.
 const SHORTEST: f64 = 1.0;
 
+const BINNED: &str = "use_resolution_binning";
+
+/// Columns that are read, beside the energies.
+pub(super) const COLUMNS: [&str; 29] = [
+    "model",
+    "gpu",
+    "width",
+    "height",
+    "steps",
+    "images",
+    "num_gpus",
+    "precision",
+    "frames",
+    "cfg",
+    "guidance_scale",
+    "true_cfg_scale",
+    "negative_prompt",
+    "batch_size",
+    "strength",
+    "scheduler",
+    "controlnets",
+    "lora_rank",
+    "vae_tiling",
+    BINNED,
+    "refiner",
+    "denoising_end",
+    "basis",
+    "software",
+    "driver",
+    "power_limit",
+    "warm_up",
+    "seconds",
+    "notes",
+];
+
 type Row<'a> = BTreeMap<&'a str, String>;
 
 pub(super) fn observe(row: &Row<'_>, catalogue: &Catalogue) -> Result<(Gpu, Observation), String> {
@@ -153,6 +188,7 @@ fn workload(row: &Row<'_>, model: &Model, catalogue: &Catalogue) -> Result<Workl
         controlnets: number(text("controlnets"), "controlnets", Some(0), 0, 8)?,
         lora_rank: number(text("lora_rank"), "lora_rank", Some(0), 0, 1024)?,
         vae_tiling: truth(text("vae_tiling"), "vae_tiling", false)?,
+        use_resolution_binning: truth(text(BINNED), BINNED, true)?,
         refiner,
         denoising_end: optional(text("denoising_end"), "denoising_end", 0.0, 1.0)?,
         software: software(text("software"))?,
@@ -197,6 +233,12 @@ fn energy(row: &Row<'_>, workload: &Workload) -> Result<f64, String> {
     if *whole && images > 1.0 && text("batch_size").is_empty() {
         return Err(format!(
             "batch_size is empty and {images} images were made: say how many together"
+        ));
+    }
+    if *whole && images < f64::from(workload.batch) {
+        return Err(format!(
+            "images is {images} and batch_size {}: no fewer are made than are made together",
+            workload.batch
         ));
     }
     let energy = value * joules / images;

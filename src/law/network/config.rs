@@ -162,7 +162,7 @@ fn misspelt(config: &Value, known: &'static [&'static str]) -> Option<(String, &
 }
 
 /// True of two words that one letter less, more or other, or two swapped, tells apart.
-fn is_near(a: &str, b: &str) -> bool {
+pub(in crate::law) fn is_near(a: &str, b: &str) -> bool {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let start = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
     let (a, b) = (&a[start..], &b[start..]);

@@ -29,6 +29,7 @@ mod unet_motion;
 mod video;
 mod work;
 
+pub(in crate::law) use config::is_near;
 pub use config::{ConfigError, class, measure};
 pub use counter::{Counter, Scope, Tokens};
 pub use polynomial::{Extent, Polynomial};

@@ -40,6 +40,7 @@ annotations! {
     CONTROLNETS = "controlnets", "0 to 8 that run beside each step";
     LORA = "lora-rank", "0 to 1024, the rank of a LoRA that is not fused";
     TILING = "vae-tiling", "true or false";
+    BINNING = "use-resolution-binning", "true or false: whether a pipeline that makes one of a few sizes does so";
     REFINER = "refiner", "a model of the catalogue, for example sdxl-refiner";
     DENOISING_END = "denoising-end", "0 to 1, the part of the steps before the refiner's";
     SOFTWARE = "software", "1 to 63 letters, digits and . _ + -: the stack that the pipeline runs on, for example diffusers-0.35-compile";
@@ -193,6 +194,7 @@ impl Reader<'_> {
             controlnets: self.rare(CONTROLNETS, 8),
             lora_rank: self.rare(LORA, 1024),
             vae_tiling: self.optional(TILING, truth).unwrap_or(false),
+            use_resolution_binning: self.optional(BINNING, truth).unwrap_or(true),
             refiner: self.optional(REFINER, |name| {
                 let refiner = catalogue.get(name)?;
                 let usable = refiner.frames.is_none() && refiner.name != model.name;

@@ -127,6 +127,8 @@ pub struct Workload {
     pub lora_rank: u32,
     #[serde(default)]
     pub vae_tiling: bool,
+    /// Of pipelines that make one of a few sizes and scale it: true by default.
+    pub use_resolution_binning: bool,
     /// A model of the catalogue that runs the last steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refiner: Option<String>,
@@ -165,6 +167,7 @@ impl Workload {
             controlnets: 0,
             lora_rank: 0,
             vae_tiling: false,
+            use_resolution_binning: true,
             refiner: None,
             denoising_end: None,
             software: None,
