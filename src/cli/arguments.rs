@@ -349,6 +349,15 @@ pub(super) fn oracle(
     })
 }
 
+/// Where the figures of a law come from, in a few words.
+pub(super) fn origin(law: &Law) -> String {
+    match law.observations {
+        0 if *law == Law::prior(law.form, &law.gpu) => law.gpu.prior().source.to_owned(),
+        0 => "carried over from another product by data sheets".to_owned(),
+        runs => format!("{runs} runs"),
+    }
+}
+
 /// Why nothing can be predicted, with the product as it was given.
 pub(super) fn unpredictable(error: EstimateError, given: Option<&str>) -> String {
     match error {

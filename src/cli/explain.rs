@@ -3,7 +3,7 @@
 
 use super::arguments::{
     GridArguments, KnowledgeArguments, NodeArguments, WorkloadArguments, check_quantile, gpu,
-    oracle, unpredictable, wrong,
+    oracle, origin, unpredictable, wrong,
 };
 use super::output::{Format, columns, print};
 use crate::budget::{Estimate, Placement, Request};
@@ -120,10 +120,7 @@ impl Explain {
 
     fn report(&self, estimate: &Estimate, law: &Law) -> Report {
         let prediction = &estimate.prediction;
-        let origin = match law.observations {
-            0 => law.gpu.prior().source.to_owned(),
-            runs => format!("{runs} runs"),
-        };
+        let origin = origin(law);
         let phases = estimate.count.phases().into_iter();
         let phases = phases.filter(|(_, work)| work.launches > 0.0);
         Report {

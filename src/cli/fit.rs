@@ -118,7 +118,12 @@ impl Fit {
     /// As CSV, a line a law.
     fn print(&self, report: &Report) -> anyhow::Result<()> {
         match self.output {
-            Format::Csv => print(self.output, &report.laws, |_| String::new()),
+            Format::Csv => {
+                for row in &report.left_out {
+                    eprintln!("jouleward: left out: line {}: {}", row.line, row.why);
+                }
+                print(self.output, &report.laws, |_| String::new())
+            }
             other => print(other, report, table),
         }
     }

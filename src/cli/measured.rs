@@ -20,18 +20,27 @@ pub(super) fn runs(path: &PathBuf, catalogue: &Catalogue) -> anyhow::Result<Data
     read_csv(&text, catalogue).map_err(|error| wrong(format!("{}: {error}", path.display())))
 }
 
-/// A file without a single run that can be used is an error, with the first reason.
+/// Rows that are named where none can be used.
+const NAMED: usize = 5;
+
+/// A file without a single run that can be used is an error, with the reasons.
 pub(super) fn or_why(path: &Path, dataset: &Dataset) -> anyhow::Result<()> {
     if !dataset.runs.is_empty() {
         return Ok(());
     }
-    let why = dataset
-        .left_out
-        .first()
-        .map_or("it has no rows".to_owned(), RowError::to_string);
+    let mut why: Vec<String> = dataset.left_out.iter().map(RowError::to_string).collect();
+    if why.is_empty() {
+        why.push("it has no rows".to_owned());
+    }
+    let more = why.len().saturating_sub(NAMED);
+    why.truncate(NAMED);
+    if more > 0 {
+        why.push(format!("and {more} more"));
+    }
     Err(wrong(format!(
-        "{} has no row that can be used; {why}",
-        path.display()
+        "{} has no row that can be used; {}",
+        path.display(),
+        why.join("; ")
     )))
 }
 

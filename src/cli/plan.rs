@@ -1,11 +1,13 @@
 //! `jouleward plan`: which GPU, how many, which steps, size, precision and batch make so many
 //! images an hour at the least joules and grams.
 
-use super::arguments::{GridArguments, KnowledgeArguments, WorkloadArguments, gpu, oracle, wrong};
+use super::arguments::{
+    GridArguments, KnowledgeArguments, WorkloadArguments, gpu, oracle, origin, wrong,
+};
 use super::output::{Format, columns, print};
 use crate::budget::Oracle;
 use crate::carbon::{Footprint, Milligrams};
-use crate::law::{Features, Form, Gpu, Joules, Law, Precision, Workload};
+use crate::law::{Basis, Features, Form, Gpu, Joules, Law, Precision, Workload};
 use clap::Args;
 use serde::Serialize;
 
@@ -106,6 +108,7 @@ impl Plan {
             .collect::<anyhow::Result<Vec<Gpu>>>()?;
         let mut choices = Vec::new();
         let mut too_big = Vec::new();
+        let mut bases: Vec<(String, Basis)> = Vec::new();
         for product in products {
             if product.sheet().is_none() {
                 return Err(wrong(format!(
@@ -115,6 +118,7 @@ impl Plan {
                 )));
             }
             let law = oracle.law(&product);
+            bases.push((product.to_string(), law.basis().unwrap_or_default()));
             if law.form != Form::Roofline {
                 return Err(wrong(format!(
                     "--law: the law of {product} is {}, which tells no time; fit one of the form {}",
@@ -129,6 +133,12 @@ impl Plan {
                 }
                 choices.extend(self.choice(&oracle, &law, &workload));
             }
+        }
+        let of = |wanted: Basis| bases.iter().find(|(_, basis)| *basis == wanted);
+        if let (Some((gross, _)), Some((net, _))) = (of(Basis::Gross), of(Basis::Net)) {
+            return Err(wrong(format!(
+                "--law: the law of {net} is net of idle power and that of {gross} gross: they cannot stand in one table; give laws of one basis for every GPU, or plan each by itself"
+            )));
         }
         too_big.sort();
         too_big.dedup();
@@ -247,10 +257,7 @@ impl Plan {
             milligrams_per_image: footprint.median.0,
             images_per_gpu_hour: round(hourly),
             kilowatt_hours_per_day: round(joules * self.images_per_hour * 24.0 / 3.6e6),
-            law: match law.observations {
-                0 => law.gpu.prior().source.to_owned(),
-                n => format!("{n} runs"),
-            },
+            law: origin(law),
         })
     }
 }
@@ -281,7 +288,10 @@ fn fits(oracle: &Oracle, workload: &Workload, gpu: &Gpu) -> bool {
         Precision::Fp8 | Precision::Int8 => 1.0,
         Precision::Fp4 => 0.5,
     };
-    model.denoiser.weights * bytes <= sheet.memory * 0.9 * 1e9
+    // Encoders and decoder stay as they are where the denoiser's weights are made smaller.
+    let beside = model.text.weights + model.decoder.work.weights;
+    let all = model.denoiser.weights * bytes + beside * bytes.max(2.0);
+    all <= sheet.memory * 0.9 * 1e9
 }
 
 /// Marks what no other choice beats: as good in everything, and better in something.

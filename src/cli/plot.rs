@@ -109,6 +109,12 @@ impl Plot {
         let product = gpu(name)?;
         let base = self.workload.workload(catalogue)?;
         let laws = self.knowledge.laws()?;
+        if !product.is_product() && !laws.contains_key(&product) {
+            return Err(wrong(format!(
+                "--gpu {name:?} is no product that is known; for example {}",
+                crate::law::GPU_EXAMPLES
+            )));
+        }
         let law = match laws.get(&product) {
             Some(law) => law.clone(),
             None => Law::for_product(Form::default(), &product, laws.values()),

@@ -3,7 +3,7 @@
 
 use super::arguments::{
     GridArguments, KnowledgeArguments, NodeArguments, WorkloadArguments, check_quantile, gpu,
-    objects, oracle, parameter, read, unpredictable, workload, wrong,
+    objects, oracle, origin, parameter, read, unpredictable, workload, wrong,
 };
 use super::output::{Format, columns, print};
 use crate::budget::{Estimate, Oracle, Placement, Request};
@@ -144,10 +144,10 @@ impl Predict {
             .estimate(&asked.request, self.quantile)
             .map_err(|error| named(unpredictable(error, self.gpu.as_deref())))?;
         let own = first.is_some_and(|gpu| oracle.laws.contains_key(&gpu));
-        let source = match (own, oracle.laws.is_empty()) {
-            (true, _) => "file".to_owned(),
-            (false, true) => estimate.gpu.prior().source.to_owned(),
-            (false, false) => "carried over from another product by data sheets".to_owned(),
+        let source = if own {
+            "file".to_owned()
+        } else {
+            origin(&oracle.law(&estimate.gpu))
         };
         let report = self.report(&asked, &estimate, &source);
         Ok((report, estimate))

@@ -110,6 +110,11 @@ impl Score {
             let page = markdown(&lines, &sets, &pool, &left_out);
             return print(Format::Table, &lines, |_| page);
         }
+        if self.output != Format::Table {
+            for row in &left_out {
+                eprintln!("jouleward: left out: {row}");
+            }
+        }
         print(self.output, &lines, |lines| table(lines, &left_out))
     }
 }

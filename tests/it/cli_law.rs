@@ -936,5 +936,75 @@ fn a_law_net_of_idle_says_so_wherever_it_speaks() {
             serde_json::from_str(&said(&[&args[..], &["-o", "json"]].concat())).unwrap();
         assert_eq!(json["basis"], "net of idle", "{command}");
     }
+    let law = law.to_str().unwrap();
+    let gpus = ["--gpus", "NVIDIA-L40S,NVIDIA-L4"];
+    let hour = [
+        "plan",
+        "--model",
+        "sdxl",
+        "--images-per-hour",
+        "10",
+        "--law",
+        law,
+    ];
+    let mixed = refused(&[&hour[..], &gpus[..]].concat());
+    assert!(mixed.contains("net of idle power"), "{mixed}");
+    said(&[&hour[..], &["--gpus", "NVIDIA-L40S"]].concat());
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// TFLOPs of denoising of a job of one picture.
+fn denoising(args: &[&str]) -> f64 {
+    let fixed = ["explain", "--gpu", "NVIDIA-L40S", "-o", "json", "--model"];
+    let json: serde_json::Value =
+        serde_json::from_str(&said(&[&fixed[..], args].concat())).unwrap();
+    let phases = json["phases"].as_array().unwrap().clone();
+    let phase = phases.iter().find(|phase| phase["name"] == "denoising");
+    phase.unwrap()["teraflops"].as_f64().unwrap()
+}
+
+#[test]
+fn what_is_charged_is_what_the_pipeline_runs_whatever_is_asked() {
+    let of = |model: &str, side: &str, more: &[&str]| {
+        denoising(&[&[model, "--width", side, "--height", side][..], more].concat())
+    };
+    let off = &["--use-resolution-binning", "false"];
+    for model in ["pixart-sigma", "sana1.5-1.6b"] {
+        let usual = of(model, "1024", &[]);
+        for side in ["256", "512", "2048"] {
+            assert!(
+                (of(model, side, &[]) / usual - 1.0).abs() < 1e-9,
+                "{model} {side}"
+            );
+        }
+        assert!(of(model, "512", off) < 0.4 * usual, "{model}");
+        assert!(of(model, "2048", off) > 2.0 * usual, "{model}");
+    }
+    // One of its shapes is made as it is.
+    let wide = ["hunyuandit-1.2", "--width", "1024", "--height", "768"];
+    assert!(denoising(&wide) < 0.8 * of("hunyuandit-1.2", "1024", &[]));
+    // Guidance is an embedding of a latent consistency model, and two passes of a LoRA of one.
+    let guided = ["--guidance-scale", "8"];
+    let (model, lora) = (
+        of("lcm-sdxl", "1024", &guided),
+        of("lcm-lora-sdxl", "1024", &guided),
+    );
+    assert!((lora / model - 2.0).abs() < 1e-6, "{lora} {model}");
+    // A video of eighty frames is one of 81.
+    let frames = |n: &str| denoising(&["wan2.1-1.3b", "--num-frames", n]);
+    assert!((frames("80") / frames("81") - 1.0).abs() < 1e-9);
+    let sizes = |model: &str| denoising(&[model]);
+    assert!(sizes("stabilityai/stable-diffusion-2-1-base") < 0.5 * sizes("sd2"));
+    let unknown = refused(&[
+        "plot",
+        "--kind",
+        "steps",
+        "--model",
+        "sdxl",
+        "--gpu",
+        "nope",
+        "--out",
+        "/tmp/x.svg",
+    ]);
+    assert!(unknown.contains("nope"), "{unknown}");
 }

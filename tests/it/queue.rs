@@ -1,6 +1,5 @@
 //! How fast a long queue is decided and released, beside what the API server can do at all.
 //! `make queue` runs it; its figures go to docs/benchmarks.md.
-#![expect(clippy::print_stdout, reason = "its figures are what it is for")]
 
 use crate::support::{Shared, alone};
 use anyhow::{Context, ensure};
@@ -79,7 +78,7 @@ async fn follow(shared: &Shared, all: usize, since: tokio::time::Instant) -> any
                     told.released.entry(uid).or_insert_with(|| seconds(since));
                 }
             }
-            () = tokio::time::sleep(Duration::from_secs(60)) => {
+            () = tokio::time::sleep(Duration::from_mins(1)) => {
                 anyhow::bail!("nothing for a minute: {} of {all} are released", told.released.len());
             }
         }
@@ -89,8 +88,10 @@ async fn follow(shared: &Shared, all: usize, since: tokio::time::Instant) -> any
 
 fn percentile(values: &mut [f64], p: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    let last = values.len().saturating_sub(1);
-    values[(last as f64 * p) as usize]
+    let below = values.iter().enumerate();
+    let count = values.len() as f64;
+    let at = below.take_while(|(n, _)| *n as f64 <= (count - 1.0) * p);
+    at.last().map_or(0.0, |(_, value)| *value)
 }
 
 #[test]
