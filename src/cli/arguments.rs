@@ -29,9 +29,22 @@ pub(super) fn read(path: &PathBuf, what: &str, hint: &str) -> anyhow::Result<Str
 /// The objects of a file in YAML or JSON: its documents, and what lists hold.
 pub(super) fn objects(text: &str) -> Result<Vec<serde_json::Value>, serde_yaml::Error> {
     use serde::Deserialize;
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let lines: Option<Vec<serde_json::Value>> = lines
+        .map(|line| {
+            serde_json::from_str(line)
+                .ok()
+                .filter(serde_json::Value::is_object)
+        })
+        .collect();
+    let documents = match lines {
+        Some(lines) => lines,
+        None => serde_yaml::Deserializer::from_str(text)
+            .map(serde_json::Value::deserialize)
+            .collect::<Result<_, _>>()?,
+    };
     let mut objects = Vec::new();
-    for document in serde_yaml::Deserializer::from_str(text) {
-        let object = serde_json::Value::deserialize(document)?;
+    for object in documents {
         match object.get("items").and_then(serde_json::Value::as_array) {
             Some(items) => objects.extend(items.iter().cloned()),
             None => objects.push(object),

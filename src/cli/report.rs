@@ -13,6 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use serde::Serialize;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// Tells what budgets would have refused or delayed, had they been enforced: before a switch from
@@ -22,6 +23,7 @@ use std::path::PathBuf;
   jouleward report --all-namespaces
   jouleward report --namespace team-a --limit 3kg
   kubectl get carbonbudgets,carbonreservations -A -o yaml > records.yaml; jouleward report -f records.yaml -o csv
+  jouleward report -f records.yaml -f carbonreservations-2026-11-28.jsonl
 Each job is asked of its budget at the moment that it ran, with what it reserved then; what it emitted is as it
 was measured. Where it would have waited, all after it see the room that it took later.")]
 pub(super) struct Report {
@@ -31,9 +33,10 @@ pub(super) struct Report {
     /// Every namespace.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     all_namespaces: bool,
-    /// CarbonBudgets and CarbonReservations in YAML or JSON, instead of a cluster's.
+    /// CarbonBudgets and CarbonReservations in YAML, JSON or JSON lines, as the controller hands
+    /// records on, instead of a cluster's; may be repeated.
     #[arg(short, long)]
-    filename: Option<PathBuf>,
+    filename: Vec<PathBuf>,
     /// Another limit than the budgets', for example 3kg.
     #[arg(long)]
     limit: Option<String>,
@@ -78,10 +81,18 @@ impl Report {
                 .map_err(|error| wrong(format!("--limit: {error}")))
         });
         let limit = limit.transpose()?;
-        let (budgets, records) = match &self.filename {
-            Some(path) => of_file(path)?,
-            None => self.of_cluster().await?,
-        };
+        let (mut budgets, mut records) = (Vec::new(), Vec::new());
+        for path in &self.filename {
+            let (more_budgets, more_records) = of_file(path)?;
+            budgets.extend(more_budgets);
+            records.extend(more_records);
+        }
+        if self.filename.is_empty() {
+            (budgets, records) = self.of_cluster().await?;
+        }
+        // A record that a crash kept from being deleted is handed on again.
+        let mut known = HashSet::new();
+        records.retain(|record| known.insert(record.spec.workload.uid.clone()));
         let here =
             |namespace: Option<String>| self.namespace.is_none() || namespace == self.namespace;
         let mut lines = Vec::new();

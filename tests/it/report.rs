@@ -56,8 +56,28 @@ fn a_report_reads_as_a_table_and_says_what_another_limit_would_do() {
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("records.yaml");
     std::fs::write(&path, serde_yaml::to_string(&records()).unwrap()).unwrap();
+    // The same as budgets and lines that were handed on, one of them twice.
+    let all = records()["items"].as_array().cloned().unwrap();
+    let of = |kind: &str| -> String {
+        let own = all.iter().filter(|object| object["kind"] == kind);
+        own.map(|object| format!("{object}\n")).collect()
+    };
+    let (budgets, lines) = (folder.join("budgets.jsonl"), folder.join("records.jsonl"));
+    let handed = of("CarbonReservation");
+    let again = handed.lines().next().unwrap();
+    std::fs::write(&budgets, of("CarbonBudget")).unwrap();
+    std::fs::write(&lines, format!("{handed}{again}\n")).unwrap();
     let file = path.to_str().unwrap();
     let table = out(&jouleward(&["report", "-f", file]).output().unwrap());
+    let handed_on = [
+        "report",
+        "-f",
+        budgets.to_str().unwrap(),
+        "-f",
+        lines.to_str().unwrap(),
+    ];
+    let same = out(&jouleward(&handed_on).output().unwrap());
+    assert_eq!(same, table);
     insta::assert_snapshot!("report", table);
     let wide = ["report", "-f", file, "--limit", "1kg", "-o", "json"];
     let lines: Value = serde_json::from_str(&out(&jouleward(&wide).output().unwrap())).unwrap();
