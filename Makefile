@@ -63,9 +63,10 @@ bench: install-tools ## Print the figures of docs/benchmarks.md
 	./target/release/figures
 
 queue: test-tools ## How fast a queue is decided and released (JOULEWARD_QUEUE=2000 jobs), beside bare writes
-	$(CARGO) build --release --workspace --all-targets
+	$(CARGO) build --release --workspace
+	$(CARGO) build --workspace --all-targets
 	@tests/plane/build.sh >/dev/null
-	$(CARGO) test --release --test it -- --ignored --nocapture queue::
+	JOULEWARD_PROFILE=release $(CARGO) test --test it -- --ignored --nocapture queue::
 
 races: ## Let leaders race in 10,000 simulated stories (RACES=10000); make test runs 1,000
 	JOULEWARD_RACES=$${RACES:-10000} $(CARGO) test --lib -- --nocapture sim::leaders

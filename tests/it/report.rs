@@ -60,13 +60,14 @@ fn a_report_reads_as_a_table_and_says_what_another_limit_would_do() {
     let all = records()["items"].as_array().cloned().unwrap();
     let of = |kind: &str| -> String {
         let own = all.iter().filter(|object| object["kind"] == kind);
-        own.map(|object| format!("{object}\n")).collect()
+        let lines: Vec<String> = own.map(ToString::to_string).collect();
+        lines.join("\n")
     };
     let (budgets, lines) = (folder.join("budgets.jsonl"), folder.join("records.jsonl"));
     let handed = of("CarbonReservation");
     let again = handed.lines().next().unwrap();
     std::fs::write(&budgets, of("CarbonBudget")).unwrap();
-    std::fs::write(&lines, format!("{handed}{again}\n")).unwrap();
+    std::fs::write(&lines, format!("{handed}\n{again}\n")).unwrap();
     let file = path.to_str().unwrap();
     let table = out(&jouleward(&["report", "-f", file]).output().unwrap());
     let handed_on = [

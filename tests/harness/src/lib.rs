@@ -37,11 +37,14 @@ pub fn target() -> PathBuf {
 
 /// A file that `cargo build --workspace` makes.
 pub fn built(name: &str) -> anyhow::Result<PathBuf> {
-    let profile = if cfg!(debug_assertions) {
+    // Figures are of what is shipped, whatever the test itself is built as.
+    let asked = std::env::vars().find(|(key, _)| key == "JOULEWARD_PROFILE");
+    let own = if cfg!(debug_assertions) {
         "debug"
     } else {
         "release"
     };
+    let profile = asked.map_or(own.to_owned(), |(_, profile)| profile);
     let path = target().join(profile).join(name);
     anyhow::ensure!(
         path.exists(),
