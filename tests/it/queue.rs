@@ -5,8 +5,10 @@ use crate::support::{Shared, alone};
 use anyhow::{Context, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use harness::jobs::{self, Generate};
+use jouleward::api::CarbonBudget;
 use k8s_openapi::api::batch::v1::Job;
-use kube::api::{Api, PostParams, WatchEvent, WatchParams};
+use kube::api::{Api, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -54,23 +56,22 @@ struct Told {
 /// Follows budgets and jobs until all are released.
 async fn follow(shared: &Shared, all: usize, since: tokio::time::Instant) -> anyhow::Result<Told> {
     let client = &shared.stack.client;
-    let params = WatchParams::default().timeout(290);
-    let budgets = jobs::ours(client, None, "CarbonBudget", "carbonbudgets");
+    let budgets: Api<CarbonBudget> = Api::all(client.clone());
     let held: Api<Job> = Api::all(client.clone());
-    let mut budgets = budgets.watch(&params, "0").await?.boxed();
-    let mut held = held.watch(&params, "0").await?.boxed();
+    let params = watcher::Config::default;
+    let mut budgets = watcher(budgets, params()).applied_objects().boxed();
+    let mut held = watcher(held, params()).applied_objects().boxed();
     let mut told = Told::default();
     while told.released.len() < all {
         tokio::select! {
             event = budgets.try_next() => {
-                let Some(WatchEvent::Added(budget) | WatchEvent::Modified(budget)) = event? else { continue };
-                let granting = budget.data["status"]["granting"].as_array().cloned().unwrap_or_default();
-                for uid in granting.iter().filter_map(|grant| grant["uid"].as_str()) {
-                    told.decided.entry(uid.to_owned()).or_insert_with(|| seconds(since));
+                let status = event?.and_then(|budget| budget.status).unwrap_or_default();
+                for grant in status.granting {
+                    told.decided.entry(grant.uid).or_insert_with(|| seconds(since));
                 }
             }
             event = held.try_next() => {
-                let Some(WatchEvent::Added(job) | WatchEvent::Modified(job)) = event? else { continue };
+                let Some(job) = event? else { continue };
                 let ours = job.metadata.namespace.is_some_and(|name| name.starts_with("queue-"));
                 let runs = job.spec.is_some_and(|spec| spec.suspend != Some(true));
                 if ours && runs {
@@ -107,9 +108,9 @@ fn a_long_queue_is_decided_and_released() {
             jobs::namespace(client, &namespace(number)).await?;
             jobs::budget(client, &namespace(number), "images", terms.clone()).await?;
         }
+        shared.stop_controller();
         let bare = bare_writes(shared).await?;
         println!("queue: {bare:.0} bare guarded writes a second");
-        shared.stop_controller();
         let began = tokio::time::Instant::now();
         // Of these no pods are made: that is another controller's work.
         let created = stream::iter(0..all).map(|number| async move {
