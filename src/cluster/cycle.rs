@@ -211,7 +211,7 @@ async fn decide(
         works: works.iter().map(|work| work.uid.as_str()).collect(),
         pods: context.caches.pods.within(namespace),
     };
-    if !memory.removed.is_empty() {
+    if memory.misses_a_record_of(namespace) {
         // A record is gone, and it is not settled yet why: a ledger without it says too little.
         return Ok(());
     }

@@ -119,6 +119,12 @@ impl Memory {
         self.told.contains(&(uid.to_owned(), reason))
     }
 
+    /// True while it is not settled why a record of a namespace is gone.
+    pub(super) fn misses_a_record_of(&self, namespace: &str) -> bool {
+        let mut removed = self.removed.iter();
+        removed.any(|(record, _)| record.metadata.namespace.as_deref() == Some(namespace))
+    }
+
     /// True once a pod has been nobody's for long enough.
     pub(super) fn is_nobodys(&mut self, pod: &str, now: u64) -> bool {
         let since = *self.nobodys.entry(pod.to_owned()).or_insert(now);

@@ -361,9 +361,14 @@ async fn make_good(
     micros: u64,
 ) -> Result<(), Failure> {
     let namespace = record.namespace().unwrap_or_default();
+    let uid = &record.spec.workload.uid;
+    // What this leader puts away itself comes back here, and its watch knows of it by now.
+    let seen = context.caches.statements.get(&format!("/{namespace}"));
+    if seen.is_some_and(|known| known.has(uid)) {
+        return Ok(());
+    }
     let statements: Api<CarbonStatement> = Api::all(context.client.clone());
     let statement = context.call(statements.get_opt(&namespace)).await?;
-    let uid = &record.spec.workload.uid;
     let counted = statement.as_ref().is_some_and(|known| known.has(uid));
     // The leader of then may have put away more since than its list holds.
     let by_another =
