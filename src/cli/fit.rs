@@ -104,6 +104,7 @@ impl Fit {
                 laws.push(self.fitted(form, gpu, runs, from)?);
             }
         }
+        measured::tell_of_batches(dataset.batch_open);
         let left_out = dataset.left_out.into_iter().map(|row| LeftOut {
             line: row.line,
             why: row.why,

@@ -44,6 +44,15 @@ pub(super) fn or_why(path: &Path, dataset: &Dataset) -> anyhow::Result<()> {
     )))
 }
 
+/// Tells of rows whose batch was not said.
+pub(super) fn tell_of_batches(rows: usize) {
+    if rows > 0 {
+        eprintln!(
+            "jouleward: {rows} rows do not say their batch_size: each image is taken to have been made alone"
+        );
+    }
+}
+
 /// True where a run made a video.
 pub(super) fn is_video(run: &Observation, catalogue: &Catalogue) -> bool {
     let model = catalogue.get(&run.features.model);

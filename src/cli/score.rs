@@ -75,7 +75,7 @@ impl Score {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let catalogue = self.catalogue.read()?;
         let mut sets = Vec::new();
-        let mut left_out = Vec::new();
+        let (mut left_out, mut batch_open) = (Vec::new(), 0);
         for path in &self.data {
             let data = measured::runs(path, &catalogue)?;
             measured::or_why(path, &data)?;
@@ -84,6 +84,7 @@ impl Score {
                 .map(|name| name.to_string_lossy().into_owned());
             let file = file.unwrap_or_default();
             left_out.extend(data.left_out.iter().map(|row| format!("{file}, {row}")));
+            batch_open += data.batch_open;
             sets.extend(parts(&file, data.runs, &catalogue));
         }
         let mut pool = Pool::new();
@@ -99,6 +100,7 @@ impl Score {
             }
             carry(form, &sets, &mut lines, &mut pool)?;
         }
+        measured::tell_of_batches(batch_open);
         let pooled = pool
             .iter()
             .filter(|((split, _), judged)| split != "in sample" && judged.len() >= 100);

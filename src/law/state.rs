@@ -100,6 +100,8 @@ pub enum StateError {
     Broken(&'static str),
 }
 
+/// Parameters are logarithms and exponents: none is so far from nought.
+const MOST_MEAN: f64 = 25.0;
 pub(super) const STATE_VERSION: u32 = 2;
 
 /// Parameters that states of this version may lack.
@@ -430,7 +432,7 @@ impl Law {
         if saved
             .parameters
             .iter()
-            .any(|p| p.mean.is_nan() || p.mean.abs() >= 50.0)
+            .any(|p| p.mean.is_nan() || p.mean.abs() >= MOST_MEAN)
         {
             return Err(StateError::Broken("a parameter is no possible number"));
         }

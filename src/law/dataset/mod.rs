@@ -54,9 +54,22 @@ pub enum DatasetError {
 pub struct Dataset {
     pub runs: BTreeMap<Gpu, Vec<Observation>>,
     pub left_out: Vec<RowError>,
+    /// Rows that do not say how many images were made together: each is taken to have been made
+    /// alone.
+    pub batch_open: usize,
 }
 
 impl Dataset {
+    fn observe(
+        &mut self,
+        row: &row::Row<'_>,
+        catalogue: &Catalogue,
+    ) -> Result<(Gpu, Observation), String> {
+        let run = row::observe(row, catalogue)?;
+        self.batch_open += usize::from(row::leaves_batch_open(row));
+        Ok(run)
+    }
+
     fn push(&mut self, line: u64, row: Result<(Gpu, Observation), String>) {
         match row {
             Ok((gpu, run)) => self.runs.entry(gpu).or_default().push(run),
@@ -119,7 +132,7 @@ pub fn read_csv(text: &str, catalogue: &Catalogue) -> Result<Dataset, DatasetErr
                 }
                 let fields = header.iter().map(str::trim);
                 let fields = fields.zip(record.iter().map(|field| field.trim().to_owned()));
-                row::observe(&fields.collect(), catalogue)
+                dataset.observe(&fields.collect(), catalogue)
             });
         let line = at.map_or(index as u64 + 2, |byte| line_of(text, byte));
         dataset.push(line, row);
@@ -167,7 +180,7 @@ pub fn read_json_lines(text: &str, catalogue: &Catalogue) -> Dataset {
                     };
                     (name.as_str(), text)
                 });
-                row::observe(&plain.collect(), catalogue)
+                dataset.observe(&plain.collect(), catalogue)
             });
         dataset.push(index as u64 + 1, row);
     }
@@ -254,8 +267,16 @@ mod tests {
         assert!(why("sdxl,A100,1024,1024,25,,90000,,100").contains("batch_size is empty"));
         assert!(why("sdxl,A100,1024,1024,25,,90000,64,1").contains("batch_size 64"));
         assert!(table("sdxl,A100,1024,1024,25,900,,4,100").is_empty());
-        // Energies of an image are published without one where each was made alone.
+        // Energies of an image are published without one where each was made alone: taken, and told.
         assert!(table("sdxl,A100,1024,1024,25,900,,,100").is_empty());
+        let told = |row: &str| {
+            let header = "model,gpu,width,height,steps,energy_joules_per_image,batch_size,images";
+            let text = format!("{header}\n{row}\n");
+            read_csv(&text, &Catalogue::built_in()).unwrap().batch_open
+        };
+        assert_eq!(told("sdxl,A100,1024,1024,25,900,,100"), 1);
+        assert_eq!(told("sdxl,A100,1024,1024,25,900,4,100"), 0);
+        assert_eq!(told("sdxl,A100,1024,1024,25,900,,1"), 0);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(super) const COLUMNS: [&str; 29] = [
     "notes",
 ];
 
-type Row<'a> = BTreeMap<&'a str, String>;
+pub(super) type Row<'a> = BTreeMap<&'a str, String>;
 
 pub(super) fn observe(row: &Row<'_>, catalogue: &Catalogue) -> Result<(Gpu, Observation), String> {
     if row.len() < 5 {
@@ -119,6 +119,12 @@ pub(super) fn observe(row: &Row<'_>, catalogue: &Catalogue) -> Result<(Gpu, Obse
         ));
     }
     Ok((gpu, run))
+}
+
+/// True where a row does not say how many images were made together, and more than one may have been.
+pub(super) fn leaves_batch_open(row: &Row<'_>) -> bool {
+    let text = |name: &str| row.get(name).map_or("", String::as_str);
+    text("batch_size").is_empty() && text("images") != "1"
 }
 
 fn workload(row: &Row<'_>, model: &Model, catalogue: &Catalogue) -> Result<Workload, String> {
