@@ -185,7 +185,14 @@ fn table(report: &Report) -> String {
             format!("{:.0}", w.launches),
         ]);
     }
-    let mut energy = vec![text(&["OF AN IMAGE", "AMOUNT", "", "J A UNIT", "JOULES"])];
+    let mut energy = vec![text(&[
+        "OF AN IMAGE",
+        "AMOUNT",
+        "",
+        "J A UNIT",
+        "JOULES",
+        "BY",
+    ])];
     for part in &report.energy.parts {
         energy.push(vec![
             part.name.to_owned(),
@@ -193,6 +200,7 @@ fn table(report: &Report) -> String {
             part.unit.to_owned(),
             format!("{:.3}", part.constant),
             format!("{:.1}", part.joules),
+            part.origin.clone(),
         ]);
     }
     let mut out = format!(
@@ -215,8 +223,8 @@ fn table(report: &Report) -> String {
     }
     let e = &report.energy;
     out += &format!(
-        "= {} an image, times {}, and {} to start, times {}\n= {}\n",
-        e.joules_per_image, e.images, e.joules_per_start, e.starts, e.total
+        "= {} an image, times {}, and {} to start ({}), times {}\n= {}\n",
+        e.joules_per_image, e.images, e.joules_per_start, e.start_origin, e.starts, e.total
     );
     let i = &report.interval;
     out += &format!(

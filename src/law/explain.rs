@@ -16,6 +16,8 @@ pub struct Part {
     /// Joules of one unit.
     pub constant: f64,
     pub joules: f64,
+    /// Where the constant is from: prior, carried over from another product, or so many runs.
+    pub origin: String,
 }
 
 /// A factor on all parts.
@@ -38,6 +40,7 @@ pub struct Breakdown {
     pub images: f64,
     pub starts: f64,
     pub joules_per_start: Joules,
+    pub start_origin: String,
     pub total: Joules,
 }
 
@@ -57,18 +60,20 @@ impl Law {
             images: f.images,
             starts: f.starts,
             joules_per_start: Joules(start),
+            start_origin: self.origin(&["start"]),
             total: Joules(f.images * image + f.starts * start),
         }
     }
 
     fn parts(&self, f: &Features) -> Vec<Part> {
         let constant = |name: &str| self.parameter(name).unwrap_or(0.0);
-        let part = |name, amount: f64, unit, constant: f64| Part {
+        let part = |name, amount: f64, unit, constant: f64, of: &[&str]| Part {
             name,
             amount,
             unit,
             constant,
             joules: amount * constant,
+            origin: self.origin(of),
         };
         let w = &f.work;
         match self.form {
@@ -76,36 +81,52 @@ impl Law {
                 let product = constant("teraflop");
                 let (kappa, alpha) = (constant("convolution").exp(), constant("attention").exp());
                 vec![
-                    part("matrix products", w.linear / 1e12, "TFLOP", product),
+                    part(
+                        "matrix products",
+                        w.linear / 1e12,
+                        "TFLOP",
+                        product,
+                        &["teraflop"],
+                    ),
                     part(
                         "convolutions",
                         w.convolution / 1e12,
                         "TFLOP",
                         product * kappa,
+                        &["teraflop", "convolution"],
                     ),
                     part(
                         "attention, padded heads included",
                         (w.attention + w.padding) / 1e12,
                         "TFLOP",
                         product * alpha,
+                        &["teraflop", "attention"],
                     ),
                     part(
                         "memory-bound kernels",
                         w.elements / 1e9,
                         "10^9 elements",
                         constant("gigaelement"),
+                        &["gigaelement"],
                     ),
                     part(
                         "launches",
                         w.launches / 1e3,
                         "1,000 launches",
                         constant("launch"),
+                        &["launch"],
                     ),
                 ]
             }
             Form::Additive => vec![
-                part("steps", f.calls, "calls", constant("step")),
-                part("arithmetic", f.flops.tera(), "TFLOP", constant("teraflop")),
+                part("steps", f.calls, "calls", constant("step"), &["step"]),
+                part(
+                    "arithmetic",
+                    f.flops.tera(),
+                    "TFLOP",
+                    constant("teraflop"),
+                    &["teraflop"],
+                ),
             ],
             Form::Paper => {
                 let value = |name: &str| self.parameter(name).unwrap_or(0.0);
@@ -115,8 +136,35 @@ impl Law {
                     + value("batch") * f.batch.ln();
                 let joules = ln.exp();
                 let tera = f.flops.tera();
-                vec![part("arithmetic", tera, "TFLOP", joules / tera)]
+                let of = ["intercept", "alpha", "resolution", "batch"];
+                vec![part("arithmetic", tera, "TFLOP", joules / tera, &of)]
             }
+        }
+    }
+
+    /// Where parameters are from. Runs speak of one where they have made it surer than it was at
+    /// first by a tenth of its variance.
+    fn origin(&self, names: &[&str]) -> String {
+        let prior = Self::prior(self.form, &self.gpu);
+        let of = |name: &&str| Some((self.index(name)?, prior.index(name)?));
+        let pairs: Vec<(usize, usize)> = names.iter().filter_map(of).collect();
+        let surer = |(own, first): &(usize, usize)| {
+            let before = prior.covariance.get(*first, *first);
+            self.covariance.get(*own, *own) < 0.9 * before
+        };
+        let moved = |(own, first): &(usize, usize)| {
+            let (now, then) = (&self.parameters[*own], &prior.parameters[*first]);
+            (now.mean - then.mean).abs() > 1e-9
+        };
+        if self.observations > 0 && pairs.iter().any(surer) {
+            match self.observations {
+                1 => "1 run".to_owned(),
+                runs => format!("{runs} runs"),
+            }
+        } else if self.observations == 0 && pairs.iter().any(moved) {
+            "carried over from another product".to_owned()
+        } else {
+            "prior".to_owned()
         }
     }
 

@@ -70,7 +70,7 @@ fn an_explanation_shows_each_constant_and_adds_up() {
     assert!(((4.0 * image + start) / total - 1.0).abs() < 1e-9);
     let csv = said(&[&["explain", "-o", "csv"], SDXL, H100].concat());
     assert!(
-        csv.starts_with("name,amount,unit,constant,joules\nmatrix products,"),
+        csv.starts_with("name,amount,unit,constant,joules,origin\nmatrix products,"),
         "{csv}"
     );
     // And it is what is predicted.
