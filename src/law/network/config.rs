@@ -128,6 +128,9 @@ pub fn class(config: &Value) -> Option<&str> {
     own.or_else(|| config.get("architectures")?.get(0)?.as_str())
 }
 
+/// Fields that are nowhere nought.
+const SIZES: [&str; 1] = ["patch_size"];
+
 /// Reads the fields that a walker needs; all others are ignored, as `diffusers` has many.
 pub(super) fn fields<T: DeserializeOwned>(config: &Value) -> Result<T, ConfigError> {
     if let Some((field, meant)) = misspelt(config, names::<T>()) {
@@ -136,6 +139,21 @@ pub(super) fn fields<T: DeserializeOwned>(config: &Value) -> Result<T, ConfigErr
             field,
             meant,
         });
+    }
+    for field in SIZES {
+        let value = config.get(field).unwrap_or(&Value::Null);
+        let each = value
+            .as_array()
+            .map_or(std::slice::from_ref(value), Vec::as_slice);
+        let wrong = |value: &&Value| value.as_f64().is_some_and(|n| n <= 0.0);
+        if let Some(wrong) = each.iter().find(wrong) {
+            return Err(ConfigError::Value {
+                class: class(config).unwrap_or_default().to_owned(),
+                field,
+                value: wrong.to_string(),
+                allowed: "it must be positive",
+            });
+        }
     }
     T::deserialize(config).map_err(|error| ConfigError::Fields {
         class: class(config).unwrap_or_default().to_owned(),

@@ -175,6 +175,20 @@ fn a_configuration_that_makes_no_sense_is_refused() {
 }
 
 #[test]
+fn a_size_of_nought_is_no_size() {
+    for (class, field, value) in [
+        ("PixArtTransformer2DModel", "patch_size", json!(0)),
+        ("SD3Transformer2DModel", "patch_size", json!(-2)),
+    ] {
+        let mut config = json!({ "_class_name": class });
+        assert!(measure(&config, 77.0).is_ok(), "{class}");
+        config[field] = value;
+        let said = measure(&config, 77.0).unwrap_err().to_string();
+        assert!(said.contains(class) && said.contains(field), "{said}");
+    }
+}
+
+#[test]
 fn a_field_that_is_nearly_another_is_a_typing_error_and_no_default() {
     let unet = |depths: &str, value: Value| {
         let mut config = json!({
