@@ -1,5 +1,8 @@
 //! The webhook's port as strangers use it: what is no review, who dawdles, who sends too much. Each
 //! is sent away in words or in time, and reviews go on meanwhile.
+//!
+//! What is written on TLS is flushed before an answer is read: where many peers share one task, a
+//! record may wait for the task's next turn, and reading does not send it.
 
 use crate::support::{Shared, on_plane};
 use anyhow::{Context, ensure};
@@ -67,6 +70,7 @@ impl Port {
             stream.write_all(head.as_bytes()).await?;
             // Refused for its size, the rest of a body is not read.
             let _ = stream.write_all(body).await;
+            let _ = stream.flush().await;
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer).await;
             anyhow::Ok(String::from_utf8_lossy(&answer).into_owned())
@@ -207,7 +211,8 @@ async fn dawdle(port: Port, how: Dawdler) -> anyhow::Result<()> {
                 let (read, mut write) = tokio::io::split(port.tls().await?);
                 let slowly = async {
                     for byte in b"POST /validate HTTP/1.1\r\nX-Slow: a".iter().cycle() {
-                        if write.write_all(&[*byte]).await.is_err() {
+                        if write.write_all(&[*byte]).await.is_err() || write.flush().await.is_err()
+                        {
                             return;
                         }
                         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -222,6 +227,7 @@ async fn dawdle(port: Port, how: Dawdler) -> anyhow::Result<()> {
                 let mut stream = port.tls().await?;
                 let head = "POST /validate HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n{";
                 stream.write_all(head.as_bytes()).await?;
+                stream.flush().await?;
                 until_closed(stream, Some("408")).await
             }
         }
@@ -299,6 +305,7 @@ async fn stall(port: Port) -> anyhow::Result<u16> {
     let send = async {
         // Sent away, it may not get rid of all of it.
         let _ = write.write_all(&vec![b' '; 3_145_727]).await;
+        let _ = write.flush().await;
         std::future::pending::<()>().await;
     };
     tokio::select! {
