@@ -110,6 +110,7 @@ metrics! { EXPORTER_METRICS:
     GPU_POWER = Gauge "gpu_power" WATTS, "node, gpu_uuid", "Power the GPU draws now, as its driver reports it";
     GPU_IDLE_POWER = Gauge "gpu_idle_power" WATTS, "node, gpu_uuid, level", "Power of the GPU with nobody on it, configured or learnt";
     GPU_POWER_LIMIT = Gauge "gpu_power_limit" WATTS, "node, gpu_uuid", "Enforced power limit of the GPU";
+    GPU_POWER_LIMIT_DEFAULT = Gauge "gpu_power_limit_default" WATTS, "node, gpu_uuid", "Power limit that the board has where nobody set one";
     GPU_INFO = Gauge "gpu_info" None, "node, gpu_uuid, gpu, model, pci_bus_id, driver_version, energy_source, scope, sharing", "What the GPU is; the value is 1";
     ALLOCATION = Gauge "pod_gpu_allocation" RATIO, "node, namespace, pod, uid, container, gpu_uuid, gpu_instance_id, source", "Share of the GPU that the container holds, and is billed of its idle power";
     CLAIM_INFO = Gauge "pod_gpu_claim_info" None, "node, namespace, pod, uid, container, gpu_uuid, gpu_instance_id, claim_namespace, claim", "The ResourceClaim that brought the GPU; the value is 1";

@@ -62,6 +62,8 @@ struct Fitted {
     runs: u64,
     models: usize,
     parameters: BTreeMap<String, f64>,
+    /// Power limit beside the boards' default, taken where a job's is not known.
+    usual_power_limit: f64,
     /// Absent where the runs are not at hand.
     #[serde(skip_serializing_if = "Option::is_none")]
     in_sample: Option<Score>,
@@ -143,6 +145,7 @@ impl Fit {
                 runs: law.observations,
                 models: law.models(),
                 parameters: parameters(&law),
+                usual_power_limit: law.usual_power_limit(),
                 in_sample: None,
                 recent_error: law.recent_error(),
                 leave_one_model_out: None,
@@ -183,6 +186,7 @@ impl Fit {
             runs: law.observations,
             models: in_sample.models,
             parameters: parameters(&law),
+            usual_power_limit: law.usual_power_limit(),
             in_sample: Some(in_sample),
             recent_error: None,
             leave_one_model_out: left_out,

@@ -48,6 +48,9 @@ struct Pod {
     products: Vec<Gpu>,
     /// Branches of the driver of its GPUs.
     drivers: BTreeSet<String>,
+    /// Power limits of its GPUs, as fractions of their boards' defaults; `None` where one is not
+    /// known, or was changed in the range.
+    limits: Vec<Option<f64>>,
     /// True where one of its GPUs was shared at some time.
     shared: bool,
     /// From its start to its end, where kube-state-metrics says.
@@ -88,6 +91,9 @@ impl Server {
         let drivers = format!(
             "max by (gpu_uuid, driver_version) (max_over_time(jouleward_gpu_info[{range}]))"
         );
+        let limits = format!(
+            "max by (gpu_uuid) ((max_over_time(jouleward_gpu_power_limit_watts[{range}]) == min_over_time(jouleward_gpu_power_limit_watts[{range}])) / max_over_time(jouleward_gpu_power_limit_default_watts[{range}]))"
+        );
         let lasted = format!(
             "max by (uid) (max_over_time(kube_pod_completion_time[{range}])) - max by (uid) (max_over_time(kube_pod_start_time[{range}]))"
         );
@@ -109,6 +115,7 @@ impl Server {
         }
         let shared = by(self.query(&shared).await?, "gpu_uuid", "gpu_uuid");
         let drivers = self.query(&drivers).await?;
+        let limits = numbers(self.query(&limits).await?, "gpu_uuid");
         for series in self.query(&lasted).await? {
             let pod = series.metric.get("uid").and_then(|uid| pods.get_mut(uid));
             if let Some(pod) = pod {
@@ -133,6 +140,7 @@ impl Server {
             let versions = of.filter_map(|series| series.metric.get("driver_version"));
             pod.drivers
                 .extend(versions.map(|version| driver_branch(version)));
+            pod.limits.push(limits.get(&uuid).copied());
             pod.gpus.push(uuid);
         }
         let mut dataset = Dataset::default();
@@ -189,6 +197,19 @@ impl Server {
 fn by(series: Vec<Series>, key: &str, value: &str) -> BTreeMap<String, String> {
     let pair = |s: &Series| Some((s.metric.get(key)?.clone(), s.metric.get(value)?.clone()));
     series.iter().filter_map(pair).collect()
+}
+
+/// The value of each series by one label.
+fn numbers(series: Vec<Series>, key: &str) -> BTreeMap<String, f64> {
+    let pair = |s: &Series| Some((s.metric.get(key)?.clone(), s.value.1.parse().ok()?));
+    series.iter().filter_map(pair).collect()
+}
+
+/// The middle of all where all are known.
+fn mean(of: &[Option<f64>]) -> Option<f64> {
+    let known: Option<Vec<f64>> = of.iter().copied().collect();
+    let sum: f64 = known.as_ref()?.iter().sum();
+    Some(sum / of.len() as f64).filter(|mean| mean.is_finite())
 }
 
 /// Parameters out of kube-state-metrics' labels: `annotation_jouleward_dev_num_images`.
@@ -257,6 +278,7 @@ fn observe(pod: &Pod, catalogue: &Catalogue) -> Result<(Gpu, Observation), Strin
         .ok_or("its model is not in the catalogue")?;
     let mut drivers = pod.drivers.iter().filter(|branch| !branch.is_empty());
     features.stack.driver = drivers.next().cloned().filter(|_| drivers.next().is_none());
+    features.stack.power = mean(&pod.limits);
     Ok((
         gpu.clone(),
         Observation {

@@ -181,6 +181,12 @@ impl Law {
         self.basis
     }
 
+    /// Power limit beside the boards' default that the newest runs were on: taken where a run's
+    /// is not told. 1 before any told.
+    pub fn usual_power_limit(&self) -> f64 {
+        self.usual_power.exp()
+    }
+
     /// Runs learnt from, of one model.
     pub fn runs_of(&self, model: &str) -> u64 {
         let level = level_name("model/", model);

@@ -333,6 +333,7 @@ impl NodeSnapshot {
         let mut power = Family::new(c::GPU_POWER);
         let mut idle = Family::new(c::GPU_IDLE_POWER);
         let mut limit = Family::new(c::GPU_POWER_LIMIT);
+        let mut default_limit = Family::new(c::GPU_POWER_LIMIT_DEFAULT);
         let mut resets = Family::new(c::COUNTER_RESETS);
         let mut lost = Family::new(c::GPU_LOST);
         let mut gaps = Family::new(c::GAP_SECONDS);
@@ -375,6 +376,8 @@ impl NodeSnapshot {
                 totals.context_milliwatts,
             );
             watts(&mut limit, plain.clone(), totals.limit_milliwatts);
+            let default = gpu.default_limit_milliwatts;
+            watts(&mut default_limit, plain.clone(), default);
             info.add(self.info_labels(gpu, totals), 1.0);
             resets.add(plain.clone(), totals.resets as f64);
             lost.add(plain.clone(), totals.lost as f64);
@@ -387,6 +390,7 @@ impl NodeSnapshot {
             power,
             idle,
             limit,
+            default_limit,
             info,
             resets,
             lost,

@@ -344,6 +344,9 @@ fn pods_as_metrics() -> String {
         add(format!(
             "jouleward_gpu_info{{node=\"n\",gpu_uuid=\"{uuid}\",model=\"NVIDIA L40S\",driver_version=\"550.54.15\",sharing=\"{sharing}\"}} 1"
         ));
+        let gpu = format!("{{node=\"n\",gpu_uuid=\"{uuid}\"}}");
+        add(format!("jouleward_gpu_power_limit_watts{gpu} 280"));
+        add(format!("jouleward_gpu_power_limit_default_watts{gpu} 350"));
     }
     for (number, (model, joules)) in [
         ("sdxl", 9000),
@@ -443,6 +446,8 @@ fn a_real_prometheus_server_is_fitted_from_by_what_its_pods_burned_and_said() {
         let why = fitted["leftOut"][3]["why"].as_str().unwrap();
         assert!(why.contains("team/p7") && why.contains("under 1 s"), "{why}");
         assert!(law["parameters"]["driver/550"].is_number(), "{law}");
+        let limit = law["usualPowerLimit"].as_f64().unwrap();
+        assert!((0.8..0.9).contains(&limit), "{law}");
     });
     assert!(refused(&["fit", "--prometheus", "https://x", "--range", "1h"]).contains("http://"));
     assert!(refused(&["fit", "--prometheus", "http://x", "--range", "soon"]).contains("7d"));

@@ -245,6 +245,9 @@ fn the_ledger_says_the_driver_and_the_power_limit_as_it_is_now() {
     let first = page(&bench, "three pods", |page| page.pods.len() == 3);
     assert_eq!(first.driver, world.driver_version);
     assert_eq!(limits(&first), [Some(750); 3]);
+    bench.until("/metrics", "the boards' own limit", |_, text| {
+        (value(text, "jouleward_gpu_power_limit_default_watts{") - 400.0).abs() < 1e-9
+    });
     // Someone lowers it: read again every ten seconds.
     for gpu in &mut world.gpus {
         gpu.limit_watts = 200.0;
@@ -255,7 +258,7 @@ fn the_ledger_says_the_driver_and_the_power_limit_as_it_is_now() {
     });
     assert_eq!(lowered.pods.len(), 3);
     let text = bench.until("/metrics", "no reset is seen in it", |_, text| {
-        value(text, "jouleward_gpu_power_limit_watts") > 0.0
+        value(text, "jouleward_gpu_power_limit_watts{") > 0.0
     });
     assert!(
         value(&text, "jouleward_gpu_energy_resets_total") < 0.5,

@@ -14,7 +14,10 @@ use super::catalogue::Catalogue;
 use super::features::Observation;
 use super::gpu::Gpu;
 use super::network::is_near;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// A row that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -168,11 +171,11 @@ pub fn read_json_lines(text: &str, catalogue: &Catalogue) -> Dataset {
         if line.trim().is_empty() {
             continue;
         }
-        let object = serde_json::from_str::<BTreeMap<String, serde_json::Value>>(line);
+        let object = serde_json::from_str::<Fields>(line);
         let row = object
-            .map_err(|error| format!("it is no JSON object: {error}"))
-            .and_then(|object| {
-                let plain = object.iter().map(|(name, value)| {
+            .map_err(|error| format!("it is no JSON object of a run: {error}"))
+            .and_then(|Fields(fields)| {
+                let plain = fields.iter().map(|(name, value)| {
                     let text = match value {
                         serde_json::Value::String(text) => text.clone(),
                         serde_json::Value::Null => String::new(),
@@ -185,6 +188,34 @@ pub fn read_json_lines(text: &str, catalogue: &Catalogue) -> Dataset {
         dataset.push(index as u64 + 1, row);
     }
     dataset
+}
+
+/// The fields of an object, each of which is there once: of two, nobody knows which is meant.
+struct Fields(BTreeMap<String, serde_json::Value>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Once;
+        impl<'de> Visitor<'de> for Once {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
+                    if fields.insert(name.clone(), value).is_some() {
+                        let why = format!("the field {name} is there twice: leave one of them");
+                        return Err(A::Error::custom(why));
+                    }
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Once)
+    }
 }
 
 /// The line that a record begins on; its position may still be on the end of the line
@@ -286,6 +317,10 @@ mod tests {
         let lines = read_json_lines(&format!("{line}\n\nnonsense\n"), &Catalogue::built_in());
         assert_eq!(lines.runs, table.runs);
         assert_eq!(lines.left_out[0].line, 3);
+        let twice = line.replace("true}", "true,\"steps\":30}");
+        let lines = read_json_lines(&twice, &Catalogue::built_in());
+        assert!(lines.runs.is_empty());
+        assert!(lines.left_out[0].why.contains("steps is there twice"));
     }
 
     #[test]

@@ -41,7 +41,7 @@ annotations! {
     LORA = "lora-rank", "0 to 1024, the rank of a LoRA that is not fused";
     TILING = "vae-tiling", "true or false";
     BINNING = "use-resolution-binning", "true or false: whether a pipeline that makes one of a few sizes does so";
-    REFINER = "refiner", "a model of the catalogue, for example sdxl-refiner";
+    REFINER = "refiner", "another model of the catalogue that makes images, for example sdxl-refiner";
     DENOISING_END = "denoising-end", "0 to 1, the part of the steps before the refiner's";
     SOFTWARE = "software", "1 to 63 letters, digits and . _ + -: the stack that the pipeline runs on, for example diffusers-0.35-compile";
     WARM_UP = "warm-up", "true or false: whether the run only warms up, and is not learnt from";
