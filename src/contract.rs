@@ -123,6 +123,7 @@ metrics! { EXPORTER_METRICS:
     GAP_SECONDS = Counter "attribution_gap" SECONDS, "node, gpu_uuid", "Time for which nobody was billed";
     SERIES_DROPPED = Counter "series_dropped" None, "node", "Pod accounts dropped after their time or above the cap";
     TICK_SECONDS = Histogram "tick_duration" SECONDS, "node", "How long a look at all GPUs takes";
+    RENDER_SECONDS = Histogram "scrape_render" SECONDS, "node", "How long a page of metrics takes to render: once a look and format, however many scrape";
     LAST_TICK = Gauge "last_tick_timestamp" SECONDS, "node", "When the GPUs were last looked at, Unix time";
     RESTORED = Gauge "restored_from_checkpoint" None, "node", "1 where the sums go on from an earlier run";
     CHECKPOINT_ERRORS = Counter "checkpoint_errors" None, "node", "Times the checkpoint could not be read, used or written";

@@ -13,6 +13,7 @@ pub mod exporter;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod gpu;
+mod health;
 mod held;
 mod idle;
 mod instances;

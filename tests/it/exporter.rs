@@ -520,6 +520,18 @@ fn both_metric_formats_are_served_by_what_is_asked_for() {
 }
 
 #[test]
+fn how_long_pages_take_to_render_is_shown_by_those_after_them() {
+    let bench = start("rendered", Some(&scenario(vec![gpu(0)])));
+    // Only what is scraped is rendered: nothing but these asks.
+    let count = |text: &str| value(text, "jouleward_scrape_render_seconds_count{node=\"n\"}");
+    let text = bench.until("/metrics", "a page of the past", |_, text| {
+        count(text) >= 2.0
+    });
+    let sum = value(&text, "jouleward_scrape_render_seconds_sum{node=\"n\"}");
+    assert!(sum > 0.0, "{text}");
+}
+
+#[test]
 fn the_names_of_dcgm_exporter_are_shown_where_they_are_asked_for() {
     let _kubelet = crate::kubelet::Kubelet::start(&folder("dcgm"), Vec::new());
     let bench = start_with("dcgm", Some(&scenario(vec![gpu(0)])), &["--compat=dcgm"]);

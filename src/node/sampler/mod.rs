@@ -10,11 +10,12 @@ use super::checkpoint::{Checkpoint, Found, View, boot_id};
 use super::cuts::Cuts;
 use super::devices::Hold;
 use super::exporter::Settings;
+use super::health::Health;
 use super::held::held;
 use super::ledger::page;
 use super::lost::Lost;
 use super::meter::Meter;
-use super::metrics::{Health, NodeSnapshot};
+use super::metrics::NodeSnapshot;
 use super::names::PodNames;
 use super::nvml::{GpuInfo, OpenError, Reader};
 use super::procfs::Processes;
@@ -310,6 +311,9 @@ impl Sampler {
             now,
         )));
         self.shared.replays.store(Arc::new(self.meter.replays()));
+        for micros in self.shared.snapshot.load().render_micros() {
+            self.health.rendered(micros);
+        }
         let held = held(&self.allocations, &self.cuts);
         let snapshot = NodeSnapshot::of(&self.meter, held, &self.settings, &self.health, now);
         self.shared.snapshot.store(Arc::new(snapshot));
