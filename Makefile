@@ -87,7 +87,9 @@ gpu-check: test-tools ## Check the exporter on this machine's GPUs, beside nvidi
 soak: test-tools ## Hours: a million histories, 300 kills, a busy node (SOAK_MINUTES=180); for docs/benchmarks.md
 	JOULEWARD_HISTORIES=1000000 $(CARGO) test --lib -- --nocapture histories::
 	$(CARGO) build --release --workspace
-	$(CARGO) test --release --test it -- --ignored --nocapture soak::
+	$(CARGO) build --workspace --all-targets
+	@tests/plane/build.sh >/dev/null
+	JOULEWARD_PROFILE=release $(CARGO) test --test it -- --ignored --nocapture soak::
 
 install-tools:
 	@.ci/tools
