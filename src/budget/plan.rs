@@ -2,6 +2,7 @@
 //! refused, which go on waiting. Data; the executor decides nothing.
 
 use super::account::Totals;
+use super::period::Period;
 use super::policy::Policy;
 use super::verdict::{Decision, Need, Reason, Verdict, decide};
 use crate::carbon::Milligrams;
@@ -13,6 +14,32 @@ pub struct Budget {
     pub name: String,
     pub policy: Policy,
     pub totals: Totals,
+}
+
+impl Budget {
+    /// From when on what comes free is kept for a job: a quarter of the longest delay.
+    fn ripe(&self) -> SignedDuration {
+        self.policy.longest_delay / 4
+    }
+
+    /// True where a job that waits now may come to fit before this period is over, beside what is
+    /// kept already: once all that is set aside were given back; of a rolling window, whatever
+    /// was burned falls out.
+    fn may_fit(&self, need: &Need, kept: Milligrams) -> bool {
+        let Need::Known(mass) = need else {
+            return false;
+        };
+        let consumed = match self.policy.period {
+            Period::Rolling(..) => Milligrams(0),
+            _ => self.totals.consumed,
+        };
+        let best = Totals {
+            consumed: consumed + kept,
+            reserved: Milligrams(0),
+            ..self.totals
+        };
+        *mass <= best.room()
+    }
 }
 
 /// A held job.
@@ -51,10 +78,13 @@ pub struct Plan {
 }
 
 /// Plans for one namespace: who waits longest first; one that does not fit lets smaller ones
-/// pass. Every budget must have room, or none is charged.
+/// pass, until it has waited for a quarter of the longest delay: from then on what comes free is
+/// kept for it, as long as that may help it before the period is over. Every budget must have
+/// room, or none is charged.
 pub fn plan(namespace: &str, budgets: &[Budget], candidates: &[Candidate], now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let mut budgets = budgets.to_vec();
+    let mut kept = vec![Milligrams(0); budgets.len()];
     let mut queue: Vec<&Candidate> = candidates.iter().collect();
     queue.sort_by(|a, b| (a.since, &a.uid).cmp(&(b.since, &b.uid)));
     for candidate in queue {
@@ -62,23 +92,52 @@ pub fn plan(namespace: &str, budgets: &[Budget], candidates: &[Candidate], now: 
         let verdicts: Vec<Verdict> = budgets
             .iter()
             .zip(&candidate.needs)
-            .map(|(b, need)| {
+            .zip(&kept)
+            .map(|((b, need), kept)| {
                 let name = format!("{namespace}/{}", b.name);
-                decide(&name, &b.policy, &b.totals, need.clone(), waited, now)
+                let verdict = decide(&name, &b.policy, &b.totals, need.clone(), waited, now);
+                verdict.in_turn(*kept, waited < b.policy.longest_delay)
             })
             .collect();
-        settle(&mut plan, &mut budgets, candidate, verdicts);
+        let waits = settle(&mut plan, &mut budgets, candidate, verdicts);
+        if waits {
+            keep(&mut kept, &budgets, candidate, waited);
+        }
     }
     plan
 }
 
-fn settle(plan: &mut Plan, budgets: &mut [Budget], candidate: &Candidate, verdicts: Vec<Verdict>) {
+/// Keeps what a job needs that has waited for long, where that may help it.
+fn keep(
+    kept: &mut [Milligrams],
+    budgets: &[Budget],
+    candidate: &Candidate,
+    waited: SignedDuration,
+) {
+    let mut asked = budgets.iter().zip(&candidate.needs).zip(&*kept);
+    let helps =
+        asked.all(|((budget, need), kept)| waited >= budget.ripe() && budget.may_fit(need, *kept));
+    if helps {
+        for (kept, need) in kept.iter_mut().zip(&candidate.needs) {
+            *kept += need.mass();
+        }
+    }
+}
+
+/// Takes a job into the plan; true where it waits.
+fn settle(
+    plan: &mut Plan,
+    budgets: &mut [Budget],
+    candidate: &Candidate,
+    verdicts: Vec<Verdict>,
+) -> bool {
     let worst = |decision| verdicts.iter().find(|v| v.decision == decision).cloned();
     let uid = candidate.uid.clone();
     if let Some(verdict) = worst(Decision::Reject) {
         plan.rejections.push(Refusal { uid, verdict });
     } else if let Some(verdict) = worst(Decision::Hold) {
         plan.waiting.push(Refusal { uid, verdict });
+        return true;
     } else {
         let reason = verdicts
             .iter()
@@ -88,13 +147,7 @@ fn settle(plan: &mut Plan, budgets: &mut [Budget], candidate: &Candidate, verdic
         let masses: Vec<(String, Milligrams)> = budgets
             .iter()
             .zip(&candidate.needs)
-            .map(|(budget, need)| {
-                let mass = match need {
-                    Need::Known(mass) => *mass,
-                    Need::Unknown(_) => Milligrams(0),
-                };
-                (budget.name.clone(), mass)
-            })
+            .map(|(budget, need)| (budget.name.clone(), need.mass()))
             .collect();
         for (budget, (_, mass)) in budgets.iter_mut().zip(&masses) {
             budget.totals.reserved += *mass;
@@ -105,6 +158,7 @@ fn settle(plan: &mut Plan, budgets: &mut [Budget], candidate: &Candidate, verdic
             reason,
         });
     }
+    false
 }
 
 #[cfg(test)]
@@ -221,6 +275,94 @@ mod tests {
                 .reason,
             Reason::MissingParameters
         );
+    }
+
+    fn after(jobs: &[(&str, i64, i64)], consumed: i64, reserved: i64, rolling: bool) -> Plan {
+        let mut budget = budget("b", 100, OnExceed::Defer, AtDeadline::Reject);
+        budget.totals.consumed = Milligrams(consumed);
+        budget.totals.reserved = Milligrams(reserved);
+        if rolling {
+            budget.policy.period = Period::Rolling(jiff::tz::TimeZone::UTC, 7);
+        }
+        let jobs: Vec<Candidate> = jobs
+            .iter()
+            .map(|(uid, age, mg)| job(uid, *age, *mg, 1))
+            .collect();
+        plan("ns", &[budget], &jobs, now())
+    }
+
+    fn granted(plan: &Plan) -> Vec<&str> {
+        plan.grants.iter().map(|grant| grant.uid.as_str()).collect()
+    }
+
+    #[test]
+    fn a_big_job_lets_small_ones_pass_until_it_has_waited_for_a_quarter_of_the_longest_delay() {
+        let jobs = |age| [("big", age, 80), ("small", 1, 10)];
+        assert_eq!(granted(&after(&jobs(899), 0, 30, false)), ["small"]);
+        let plan = after(&jobs(900), 0, 30, false);
+        assert_eq!(granted(&plan), [""; 0]);
+        let small = &plan.waiting[1].verdict;
+        assert_eq!(
+            (small.reason, small.left, small.kept),
+            (Reason::WaitingForTurn, Milligrams(70), Milligrams(80))
+        );
+        let words = small.message(None, &[]);
+        assert!(
+            words.contains("80 mg kept for jobs that wait longer"),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn nothing_is_kept_for_a_job_that_this_period_cannot_let_in() {
+        let jobs = [("big", 900, 80), ("small", 1, 10)];
+        assert_eq!(granted(&after(&jobs, 25, 10, false)), ["small"]);
+        // Of a rolling window what was burned falls out.
+        assert_eq!(granted(&after(&jobs, 25, 10, true)), [""; 0]);
+    }
+
+    #[test]
+    fn of_several_that_have_waited_for_long_each_is_kept_for_as_far_as_all_may_fit() {
+        let jobs = [("a", 903, 60), ("b", 902, 60), ("c", 901, 30), ("d", 1, 10)];
+        // For b there is no room beside a; for c there is.
+        let kept = |consumed| {
+            let plan = after(&jobs, consumed, 50, false);
+            assert_eq!(granted(&plan), [""; 0]);
+            plan.waiting[3].verdict.kept
+        };
+        assert_eq!((kept(5), kept(11)), (Milligrams(90), Milligrams(60)));
+    }
+
+    #[test]
+    fn a_stream_of_small_jobs_never_keeps_a_big_one_waiting_for_ever() {
+        // Of a rolling day, small jobs come every minute and would take all that falls out.
+        let mut budget = budget("b", 100, OnExceed::Defer, AtDeadline::Reject);
+        budget.policy.longest_delay = SignedDuration::from_hours(24);
+        let begun = now();
+        let mut running: Vec<(Timestamp, i64)> = (0..10)
+            .map(|n| (begun + SignedDuration::from_mins(n * 6), 10))
+            .collect();
+        let big = Candidate {
+            since: begun,
+            ..job("big", 0, 95, 1)
+        };
+        for minute in 0..24 * 60 {
+            let at = begun + SignedDuration::from_mins(minute);
+            running.retain(|(ends, _)| *ends > at);
+            budget.totals.reserved = Milligrams(running.iter().map(|(_, mg)| mg).sum());
+            let small = Candidate {
+                since: at,
+                ..job(&format!("small-{minute}"), 0, 10, 1)
+            };
+            let plan = plan("ns", &[budget.clone()], &[big.clone(), small], at);
+            if granted(&plan).contains(&"big") {
+                assert!(minute <= 6 * 60 + 60, "only after {minute} minutes");
+                return;
+            }
+            let started = plan.grants.iter().map(|grant| grant.masses[0].1.0);
+            running.extend(started.map(|mg| (at + SignedDuration::from_hours(1), mg)));
+        }
+        panic!("it never began");
     }
 
     proptest! {

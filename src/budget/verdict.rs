@@ -17,6 +17,16 @@ pub enum Need {
     Unknown(String),
 }
 
+impl Need {
+    /// What is asked for; nothing where that is not known.
+    pub fn mass(&self) -> Milligrams {
+        match self {
+            Self::Known(mass) => *mass,
+            Self::Unknown(_) => Milligrams(0),
+        }
+    }
+}
+
 /// What should become of the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -31,6 +41,8 @@ pub enum Reason {
     Fits,
     /// Room will come when jobs settle or the period ends.
     WaitingForBudget,
+    /// Fits, but what is left is kept for a job that has waited for long and needs more.
+    WaitingForTurn,
     /// Does not fit now, and the budget rejects instead of deferring.
     BudgetExceeded,
     /// Would not fit an empty period.
@@ -48,6 +60,7 @@ impl Reason {
         match self {
             Self::Fits => "Fits",
             Self::WaitingForBudget => "WaitingForBudget",
+            Self::WaitingForTurn => "WaitingForTurn",
             Self::BudgetExceeded => "BudgetExceeded",
             Self::ExceedsPeriodLimit => "ExceedsPeriodLimit",
             Self::ExceedsJobLimit => "ExceedsJobLimit",
@@ -67,6 +80,8 @@ pub struct Verdict {
     pub reason: Reason,
     pub need: Need,
     pub left: Milligrams,
+    /// Of that, what is kept for jobs that have waited for long.
+    pub kept: Milligrams,
     /// The largest job that would be let in now.
     pub room: Milligrams,
     /// What one job may emit at most.
@@ -113,6 +128,7 @@ pub fn decide(
         reason,
         need,
         left,
+        kept: Milligrams(0),
         room: policy.per_job.map_or(room, |most| most.min(room)),
         per_job: policy.per_job,
         limit: policy.limit + totals.carried,
@@ -123,6 +139,23 @@ pub fn decide(
 }
 
 impl Verdict {
+    /// The same where so much is kept for jobs that have waited for long: who fits, and would
+    /// take of it, waits for its turn.
+    pub(super) fn in_turn(mut self, kept: Milligrams, may_wait: bool) -> Self {
+        let room = (self.room - kept).or_zero();
+        let takes = match self.need {
+            Need::Known(mass) => mass > room,
+            Need::Unknown(_) => room <= Milligrams(0),
+        };
+        if may_wait && takes && self.reason == Reason::Fits {
+            (self.decision, self.reason) = (Decision::Hold, Reason::WaitingForTurn);
+        }
+        if self.decision != Decision::Admit {
+            (self.kept, self.room) = (kept, room);
+        }
+        self
+    }
+
     /// The verdict in one paragraph: needed, left, limit, until when, law, intensity, what
     /// would fit. The same text goes to kubectl, the Event and the condition.
     pub fn message(&self, estimate: Option<&Estimate>, fits: &[Alternative]) -> String {
@@ -145,6 +178,9 @@ impl Verdict {
             self.limit,
             day(self.until)
         );
+        if self.kept > Milligrams(0) {
+            let _ = write!(text, ", {} kept for jobs that wait longer", self.kept);
+        }
         if let Some(estimate) = estimate {
             let _ = write!(text, "; {}", estimate.provenance());
         }
@@ -161,6 +197,7 @@ impl Verdict {
                 return "Set the annotations named".to_owned();
             }
             (_, Reason::ExceedsJobLimit) => {}
+            (_, Reason::WaitingForTurn) => options.push("start after them".to_owned()),
             (Need::Known(mass), _) if *mass <= self.most => {
                 options.push(format!("start after {}", day(self.until)));
             }

@@ -11,7 +11,6 @@ use super::records::reservation;
 use super::verdicts::{Terms, forecast};
 use crate::api::{CarbonReservation, GrantInFlight, ReservedFor};
 use crate::budget::{Candidate, Grant, Need, Oracle, Plan, Reason, plan};
-use crate::carbon::Milligrams;
 use crate::serve::crash;
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -79,10 +78,7 @@ pub(super) fn decide_on(
     for work in &question.running {
         let mut masses = Vec::new();
         for (budget, need) in budgets.iter_mut().zip(needs(work)) {
-            let mass = match need {
-                Need::Known(mass) => mass,
-                Need::Unknown(_) => Milligrams(0),
-            };
+            let mass = need.mass();
             budget.totals.reserved += mass;
             masses.push((budget.name.clone(), mass));
         }
