@@ -276,6 +276,7 @@ impl CarbonReservation {
 
     /// The name of the reservation of a workload.
     pub fn name_of(kind: &str, uid: &str) -> String {
-        format!("{}-{uid}", kind.to_lowercase())
+        // Of a pod whose UID no node could tell, `namespace/name` stands for it.
+        format!("{}-{}", kind.to_lowercase(), uid.replace('/', "."))
     }
 }

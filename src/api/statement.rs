@@ -44,7 +44,7 @@ pub struct StatementStatus {
     pub lines: Vec<StatementLine>,
     /// UIDs of the workloads whose records were put away last: their records, where they are
     /// still there, count no more.
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = 4096))]
     pub put_away: Vec<String>,
     /// Jobs in all.
     pub jobs: i64,

@@ -19,7 +19,7 @@ pub use account::{Book, Charge, Entry, Granting, Totals, totals};
 pub use alternatives::{Alternative, alternatives};
 pub use estimate::{Estimate, EstimateError, Oracle, Request, Site};
 pub use period::{Fiscal, Period, Span};
-pub use placement::{Fleet, Labels, Operator, Placement, Requirement};
+pub use placement::{Fleet, Labels, NODE_NAME, Operator, Placement, Requirement};
 pub use plan::{Budget, Candidate, Grant, Plan, Refusal, plan};
 pub use policy::{AtDeadline, Mode, OnExceed, OnOverrun, OnUnknown, Policy, WhenUnavailable};
 pub use statement::{DaySum, by_day};

@@ -4,6 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
+/// Stands for a node's name among its labels, as `metadata.name` does in an affinity's
+/// `matchFields`; no label has such a key.
+pub const NODE_NAME: &str = "/metadata.name";
+
 /// A node's labels.
 pub type Labels = BTreeMap<String, String>;
 

@@ -123,7 +123,7 @@ impl Caches {
     /// Watches all of it; exporters in `own`, the namespace of Jouleward itself.
     pub(super) fn watch(&self, watches: &mut Watches, own: &str) {
         self.world.watch(watches);
-        self.reservations.mind_removals();
+        self.mind_removals();
         watches.ours(&self.reservations);
         watches.ours(&self.statements);
         let client = watches.client.clone();
@@ -138,6 +138,12 @@ impl Caches {
         let exporters = Api::<Pod>::namespaced(client, own);
         let reduce = stores::exporter;
         watches.start(exporters, all().labels(labels), reduce, &self.exporters);
+    }
+
+    /// What of the ledger goes is kept in mind: somebody else may have deleted it.
+    pub(super) fn mind_removals(&self) {
+        self.reservations.mind_removals();
+        self.statements.mind_removals();
     }
 
     pub(super) fn synced(&self) -> bool {

@@ -99,12 +99,15 @@ async fn hold_lease(context: Arc<Context>, stop: Stop) {
     let _ = context.call(lease::give_back(&api, LEASE, &me)).await;
 }
 
-/// The number of the last leader that wrote a budget.
+/// The number of the last leader that wrote a budget or a statement.
 fn highest_epoch(context: &Context) -> i32 {
     let budgets = context.caches.world.budgets.all();
-    let epochs = budgets
-        .iter()
-        .filter_map(|budget| Some(budget.status.as_ref()?.lease_epoch));
+    let budgets = budgets.iter();
+    let budgets = budgets.filter_map(|budget| Some(budget.status.as_ref()?.lease_epoch));
+    let statements = context.caches.statements.all();
+    let statements = statements.iter();
+    let statements = statements.filter_map(|known| Some(known.status.as_ref()?.lease_epoch));
+    let epochs = budgets.chain(statements);
     i32::try_from(epochs.max().unwrap_or(0)).unwrap_or(i32::MAX - 1)
 }
 
@@ -133,6 +136,8 @@ async fn scrape(context: Arc<Context>, stop: Stop) {
                 .tallies
                 .count(&c::EXPORTER_ERRORS, vec![("node", node)]);
         }
+        let pods = &context.caches.pods;
+        pages.name_pods(|name| pods.get(name).map(|pod| pod.uid.clone()));
         if let Ok(mut shared) = context.pages.lock() {
             *shared = Arc::new(pages.clone());
         }

@@ -10,7 +10,7 @@ use super::objects::{Progress, Work};
 use super::refusals::{asks_again, refuse, tell_of_glass, tell_of_pods, tell_waiting};
 use super::verdicts::{Terms, strictest};
 use super::works::works;
-use super::{lift, statements, upkeep};
+use super::{lift, missing, statements, upkeep};
 use crate::api::{CarbonBudget, CarbonReservation};
 use crate::budget::{Mode, Plan, Verdict};
 use crate::clock;
@@ -34,7 +34,11 @@ pub(super) async fn run(context: &Context, memory: &mut Memory) {
         .unwrap_or_default();
     let micros = clock::monotonic_micros();
     memory.leads_since.get_or_insert(micros);
-    match Box::pin(statements::run(context, memory, &pages, micros)).await {
+    let mut done = Box::pin(missing::run(context, memory, micros)).await;
+    if done.is_ok() {
+        done = Box::pin(statements::run(context, memory, &pages, micros)).await;
+    }
+    match done {
         Err(Failure::Deposed) => return,
         Err(error) => note("statements", &error),
         Ok(()) => {}
@@ -185,11 +189,11 @@ async fn decide(
         }
         carry_on(&work.name, lift::lift(context, work, Some(&name)).await)?;
     }
-    let ledger = Ledger {
-        budgets: live.iter().map(|b| (**b).clone()).collect(),
-        reservations: reservations.clone(),
-        statement: statement.as_deref().cloned(),
-    };
+    let ledger = Ledger::new(
+        live.iter().map(|b| (**b).clone()).collect(),
+        reservations.clone(),
+        statement.as_deref().cloned(),
+    );
     let now = context.now();
     let cached = decide_on(
         namespace,

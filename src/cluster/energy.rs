@@ -16,11 +16,15 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// A node that is gone and silent for this long will not speak again.
 const GONE_US: u64 = 30_000_000;
 const LARGEST_PAGE: usize = 16 << 20;
+/// Pods that are told by name alone, before all are asked after anew.
+const NAMED: usize = 10_000;
 
 /// The last page of each node, and when it came.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Pages {
     pages: HashMap<String, (Arc<LedgerPage>, u64)>,
+    /// UIDs of pods that a node could only tell by `namespace/name`.
+    named: HashMap<String, String>,
 }
 
 /// Why an exporter gave no page.
@@ -46,6 +50,7 @@ impl Pages {
         let pages = pages.map(|page| (page.node.clone(), (Arc::new(page), at)));
         Self {
             pages: pages.collect(),
+            named: HashMap::new(),
         }
     }
 
@@ -92,6 +97,37 @@ impl Pages {
             .retain(|node, (_, at)| now.saturating_sub(*at) < GONE_US || there(node));
     }
 
+    /// Gives those pods their UID that a node could only tell by `namespace/name`: where it finds no
+    /// log folder of theirs.
+    pub(super) fn name_pods(&mut self, uid_of: impl Fn(&str) -> Option<String>) {
+        let mut named = HashMap::new();
+        for (page, _) in self.pages.values_mut() {
+            let unnamed = page.pods.iter().map(|pod| &pod.uid);
+            let unnamed: Vec<String> = unnamed.filter(|uid| uid.contains('/')).cloned().collect();
+            for name in unnamed {
+                let known = self.named.get(&name).cloned();
+                let uid = known.or_else(|| uid_of(&name));
+                // One that was named meanwhile has a line of its own from then on.
+                let alone = |uid: &String| page.pods.iter().all(|pod| pod.uid != *uid);
+                let Some(uid) = uid.filter(alone) else {
+                    continue;
+                };
+                for pod in &mut Arc::make_mut(page).pods {
+                    if pod.uid == name {
+                        pod.uid.clone_from(&uid);
+                    }
+                }
+                named.insert(name, uid);
+            }
+        }
+        // What no page of this second tells by name is told no more, or by a node that is silent
+        // for a moment.
+        self.named.extend(named);
+        if self.named.len() > NAMED {
+            self.named.clear();
+        }
+    }
+
     /// Pages by node, with their age's origin in µs.
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Arc<LedgerPage>, u64)> {
         self.pages
@@ -125,4 +161,33 @@ async fn fetch(ip: &str, tls: Arc<rustls::ClientConfig>) -> Result<LedgerPage, S
     let address = std::net::SocketAddr::new(address, LEDGER_PORT);
     let body = fetch::get_tls(address, EXPORTER_NAME, tls, "/v1/pods", LARGEST_PAGE).await?;
     Ok(serde_json::from_slice(&body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::PodEnergy;
+
+    #[test]
+    fn a_pod_that_a_node_tells_by_name_alone_is_named_and_stays_so_once_it_is_gone() {
+        let line = |uid: &str| PodEnergy {
+            uid: uid.to_owned(),
+            ..PodEnergy::default()
+        };
+        let page = || LedgerPage {
+            node: "n".to_owned(),
+            pods: vec![line("team/a"), line("team/b"), line("uid-b"), line("uid-c")],
+            ..LedgerPage::default()
+        };
+        let mut pages = Pages::read([page()], 0);
+        let uids = |pages: &Pages| -> Vec<String> {
+            let (page, _) = pages.of("n").unwrap();
+            page.pods.iter().map(|pod| pod.uid.clone()).collect()
+        };
+        pages.name_pods(|name| Some(format!("uid-{}", name.strip_prefix("team/")?)));
+        assert_eq!(uids(&pages), ["uid-a", "team/b", "uid-b", "uid-c"]);
+        pages.pages.insert("n".to_owned(), (Arc::new(page()), 1));
+        pages.name_pods(|_| None);
+        assert_eq!(uids(&pages), ["uid-a", "team/b", "uid-b", "uid-c"]);
+    }
 }

@@ -202,6 +202,7 @@ pub(super) async fn track(
         .collect();
     let days = days(budgets, round.now);
     let measured = budgets.iter().filter_map(|b| b.measured_since()).min();
+    let works: HashMap<&str, &Work> = works.iter().map(|work| (work.uid.as_str(), work)).collect();
     for cached in reservations.iter().filter(|r| !r.is_settled()) {
         let uid = &cached.spec.workload.uid;
         // What was seen and not written yet was burned on the day that it was seen.
@@ -211,7 +212,7 @@ pub(super) async fn track(
             newest.status = Some(drawn.status.clone());
         }
         let reservation = &newest;
-        let work = works.iter().find(|work| work.uid == *uid);
+        let work = works.get(uid.as_str()).copied();
         // One that was stopped for good ends with its pods.
         let ended = work.is_none_or(|work| work.progress != Progress::Open || is_stopped(work));
         let before = cached.status.clone().unwrap_or_default();

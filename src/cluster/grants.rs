@@ -9,7 +9,7 @@ use super::lift;
 use super::objects::Work;
 use super::records::reservation;
 use super::verdicts::{Terms, forecast};
-use crate::api::{CarbonReservation, GrantInFlight, ReservedFor};
+use crate::api::{CarbonReservation, CarbonStatement, GrantInFlight, ReservedFor};
 use crate::budget::{Candidate, Grant, Need, Oracle, Plan, Reason, plan};
 use crate::serve::crash;
 use jiff::Timestamp;
@@ -110,10 +110,7 @@ pub(super) async fn commit(
     let ledger = Ledger::read(context, namespace).await?;
     let now = context.now();
     // What the watch has not told of yet is made good before anything is granted.
-    let missing = |record: &CarbonReservation| !ledger.has(&record.spec.workload.uid);
-    let known_here = context.caches.reservations.within(namespace);
-    if known_here.iter().any(|record| missing(record)) || context.caches.reservations.has_removed()
-    {
+    if misses(context, namespace, &ledger) {
         return Ok(Committed::default());
     }
     let half = ledger.half_committed();
@@ -162,6 +159,22 @@ pub(super) async fn commit(
         }
     }
     Ok(Committed { plan, granted })
+}
+
+/// True where this leader's watches knew of a record or a statement that is gone now.
+fn misses(context: &Context, namespace: &str, ledger: &Ledger) -> bool {
+    let caches = &context.caches;
+    let missing = |record: &CarbonReservation| !ledger.has(&record.spec.workload.uid);
+    let gone = |record: &CarbonReservation| {
+        record.metadata.namespace.as_deref() == Some(namespace) && missing(record)
+    };
+    let known = caches.statements.get(&format!("/{namespace}"));
+    let statement = |statement: &CarbonStatement| statement.spec.namespace == namespace;
+    let known_here = caches.reservations.within(namespace);
+    known_here.iter().any(|record| missing(record))
+        || caches.reservations.has_removed(gone)
+        || caches.statements.has_removed(statement)
+        || (known.is_some() && ledger.statement.is_none())
 }
 
 /// The plan's grants as each budget's status carries them.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A namespace's ledger, read fresh from the API server.
 #[derive(Debug)]
@@ -17,9 +17,47 @@ pub(super) struct Ledger {
     pub(super) budgets: Vec<CarbonBudget>,
     pub(super) reservations: Vec<Arc<CarbonReservation>>,
     pub(super) statement: Option<CarbonStatement>,
+    index: OnceLock<Index>,
+}
+
+/// UIDs that a ledger is asked after again and again.
+#[derive(Debug, Default)]
+struct Index {
+    /// Of workloads with a record.
+    own: HashSet<String>,
+    /// Of pods that another record than their own lists.
+    listed: HashSet<String>,
+    /// Of what the statement has counted of late.
+    put_away: HashSet<String>,
 }
 
 impl Ledger {
+    pub(super) fn new(
+        budgets: Vec<CarbonBudget>,
+        reservations: Vec<Arc<CarbonReservation>>,
+        statement: Option<CarbonStatement>,
+    ) -> Self {
+        Self {
+            budgets,
+            reservations,
+            statement,
+            index: OnceLock::new(),
+        }
+    }
+
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| {
+            let status = self.statement.iter().filter_map(|s| s.status.as_ref());
+            let own = self.records().map(|r| r.spec.workload.uid.clone());
+            let listed = listed_elsewhere(self.records());
+            Index {
+                own: own.collect(),
+                listed: listed.into_iter().map(str::to_owned).collect(),
+                put_away: status.flat_map(|s| s.put_away.iter().cloned()).collect(),
+            }
+        })
+    }
+
     /// Reads a namespace's budgets, then its reservations, then its statement: a reservation
     /// missing here is still among the budgets' grants in flight or in the statement by now, so
     /// none is overlooked.
@@ -34,11 +72,7 @@ impl Ledger {
         let reservations = reservations.into_iter().map(Arc::new).collect();
         let statements: Api<CarbonStatement> = Api::all(context.client.clone());
         let statement = context.call(statements.get_opt(namespace)).await?;
-        Ok(Self {
-            budgets,
-            reservations,
-            statement,
-        })
+        Ok(Self::new(budgets, reservations, statement))
     }
 
     pub(super) fn records(&self) -> impl Iterator<Item = &CarbonReservation> {
@@ -46,22 +80,20 @@ impl Ledger {
     }
 
     pub(super) fn has(&self, uid: &str) -> bool {
-        self.reservations.iter().any(|r| r.spec.workload.uid == uid) || self.has_put_away(uid)
+        self.index().own.contains(uid) || self.has_put_away(uid)
     }
 
     /// True where the statement has counted a workload, or a pod of it, of late.
     pub(super) fn has_put_away(&self, uid: &str) -> bool {
-        self.statement.as_ref().is_some_and(|known| known.has(uid))
+        self.index().put_away.contains(uid)
     }
 
     /// One budget's book, with these grants in flight.
     pub(super) fn book(&self, budget: &str, granting: &[GrantInFlight]) -> Book {
-        let listed = listed_elsewhere(self.records());
+        let Index {
+            listed, put_away, ..
+        } = self.index();
         let status = self.statement.as_ref().and_then(|s| s.status.as_ref());
-        let put_away: HashSet<&str> = status
-            .iter()
-            .flat_map(|status| status.put_away.iter().map(String::as_str))
-            .collect();
         let counts = |uid: &str| !listed.contains(uid) && !put_away.contains(uid);
         let entries = self.reservations.iter();
         Book {
@@ -76,7 +108,7 @@ impl Ledger {
 
     /// True where a job's record lists a pod: it is charged there.
     pub(super) fn lists(&self, pod: &str) -> bool {
-        listed_elsewhere(self.records()).contains(pod) || self.has_put_away(pod)
+        self.index().listed.contains(pod) || self.has_put_away(pod)
     }
 
     /// Grants of a budget that have no reservation yet.
@@ -174,11 +206,7 @@ mod tests {
     }
 
     fn half(budgets: Vec<CarbonBudget>) -> Vec<String> {
-        let ledger = Ledger {
-            budgets,
-            reservations: vec![],
-            statement: None,
-        };
+        let ledger = Ledger::new(budgets, vec![], None);
         ledger.half_committed().into_iter().collect()
     }
 

@@ -2,9 +2,10 @@
 //! beyond what is there to be remembered.
 
 use super::lawbook::LawBook;
+use super::missing::Missed;
 use super::objects::{Owner, Work};
 use super::stores::Removed;
-use crate::api::{CarbonReservation, ReservationStatus};
+use crate::api::{CarbonReservation, CarbonStatement, ReservationStatus};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -25,9 +26,13 @@ pub(super) struct Memory {
     /// The laws in hand.
     pub(super) laws: LawBook,
     /// Records that went, and of which it is not settled why.
-    pub(super) removed: Vec<Removed<CarbonReservation>>,
-    /// µs, monotonic: when records to put away were looked for last.
+    pub(super) missed: Vec<Missed>,
+    /// Statements that went.
+    pub(super) gone: Vec<Removed<CarbonStatement>>,
+    /// µs, monotonic: when a round of putting records away was begun last.
     pub(super) put_away_at: u64,
+    /// The namespace that the round at hand goes on with.
+    pub(super) put_away_from: Option<String>,
     /// µs, monotonic: when this leader's first cycle began.
     pub(super) leads_since: Option<u64>,
 }
@@ -69,8 +74,13 @@ impl Drawn {
 const NOBODYS_US: u64 = 5_000_000;
 
 impl Memory {
+    /// All but what is gone: who leads again after a moment has it still to make good.
     pub(super) fn forget(&mut self) {
-        *self = Self::default();
+        *self = Self {
+            missed: std::mem::take(&mut self.missed),
+            gone: std::mem::take(&mut self.gone),
+            ..Self::default()
+        };
     }
 
     /// Takes in whose the pods are, and where.
@@ -119,10 +129,14 @@ impl Memory {
         self.told.contains(&(uid.to_owned(), reason))
     }
 
-    /// True while it is not settled why a record of a namespace is gone.
+    /// True while it is not settled why a record of a namespace, or its statement, is gone.
     pub(super) fn misses_a_record_of(&self, namespace: &str) -> bool {
-        let mut removed = self.removed.iter();
-        removed.any(|(record, _)| record.metadata.namespace.as_deref() == Some(namespace))
+        let missed = self.missed.iter().any(|missed| missed.is_of(namespace));
+        missed
+            || self
+                .gone
+                .iter()
+                .any(|gone| gone.value.spec.namespace == namespace)
     }
 
     /// True once a pod has been nobody's for long enough.

@@ -22,6 +22,7 @@ mod ledger;
 mod ledger_tls;
 mod lift;
 mod memory;
+mod missing;
 mod objects;
 mod overrun;
 mod pki;

@@ -1,7 +1,7 @@
 //! Work: jobs and pods that ask for a GPU, as admission and the ledger look at them.
 
-use super::wire::{Container, Lite, Metadata, PodSpec, Spec, Term};
-use crate::budget::{Operator, Placement, Requirement};
+use super::wire::{Container, Expression, Lite, Metadata, PodSpec, Spec, Term};
+use crate::budget::{NODE_NAME, Operator, Placement, Requirement};
 use crate::contract::{BREAK_GLASS, GATE, GPU_RESOURCE, GRANTED, HOLD, PRODUCT_LABEL, REFUSED};
 use crate::law::Gpu;
 use jiff::Timestamp;
@@ -299,7 +299,7 @@ fn placement(pod: &PodSpec) -> Placement {
         .filter(|term| !term.is_empty())
         .map(|term| [selected.clone(), term].concat())
         .collect();
-    if required.is_empty() && !selected.is_empty() {
+    if terms.is_empty() && !selected.is_empty() {
         terms.push(selected);
     }
     Placement {
@@ -310,14 +310,22 @@ fn placement(pod: &PodSpec) -> Placement {
 
 impl Term {
     fn requirements(&self) -> Vec<Requirement> {
-        let expressions = self.match_expressions.iter().filter_map(|e| {
+        let requirement = |key: &str, e: &Expression| {
             Some(Requirement {
-                key: e.key.clone(),
+                key: key.to_owned(),
                 operator: Operator::parse(&e.operator)?,
                 values: e.values.clone(),
             })
-        });
-        expressions.collect()
+        };
+        let expressions = self.match_expressions.iter();
+        let expressions = expressions.filter_map(|e| requirement(&e.key, e));
+        // The one field that there is.
+        let fields = self
+            .match_fields
+            .iter()
+            .filter(|e| e.key == "metadata.name");
+        let fields = fields.filter_map(|e| requirement(NODE_NAME, e));
+        expressions.chain(fields).collect()
     }
 
     fn products(&self) -> Option<Vec<Gpu>> {
@@ -384,6 +392,27 @@ mod tests {
             eligible(json!([l40s, expression("kubernetes.io/os", "linux")])),
             0
         );
+    }
+
+    #[test]
+    fn a_term_may_name_a_node_by_its_field_and_a_selector_holds_beside_it() {
+        let terms = json!([
+            { "matchFields": [{ "key": "metadata.name", "operator": "In", "values": ["n7"] }] },
+            { "matchExpressions": [{ "key": "pool", "operator": "Exists" }] },
+        ]);
+        let affinity = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
+        let pod = json!({ "affinity": affinity, "nodeSelector": { "zone": "a" } });
+        let work = Work::of(
+            Kind::Job,
+            job(&json!({ "spec": { "template": { "spec": pod } } })),
+        );
+        let placement = work.unwrap().placement;
+        let keys: Vec<Vec<&str>> = placement
+            .terms
+            .iter()
+            .map(|term| term.iter().map(|r| r.key.as_str()).collect())
+            .collect();
+        assert_eq!(keys, [["zone", NODE_NAME], ["zone", "pool"]]);
     }
 
     #[test]

@@ -41,11 +41,12 @@ fn asked(work: &Work, budgets: &[Arc<CarbonBudget>]) -> String {
         .map(|b| b.metadata.generation.unwrap_or(0))
         .collect();
     let text = format!(
-        "{:?} {} {} {:?} {generations:?}",
+        "{:?} {} {} {:?} {:?} {generations:?}",
         work.parameters(),
         work.pods,
         work.gpus,
-        work.eligible
+        work.eligible,
+        work.placement
     );
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

@@ -1,6 +1,5 @@
 //! Records that have done their duty are put away: counted in the namespace's `CarbonStatement`,
-//! handed on as JSON lines, deleted. One that somebody else deletes is made anew, or counted there
-//! where its namespace goes: what was charged stays charged.
+//! handed on as JSON lines, deleted.
 
 use super::context::{Context, Failure, carry_on};
 use super::energy::Pages;
@@ -11,8 +10,10 @@ use crate::api::{
 };
 use crate::budget::by_day;
 use crate::carbon::Milligrams;
+use crate::clock;
 use crate::contract as c;
 use crate::serve::crash;
+use futures::{FutureExt, StreamExt, stream};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -21,17 +22,25 @@ use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Records that one write of a statement takes in at most.
-const AT_ONCE: usize = 128;
-/// UIDs that a statement keeps in mind at most, where no single record has more.
-const MINDED: usize = 1_024;
+pub(super) const AT_ONCE: usize = 128;
+/// UIDs that a statement keeps in mind at most.
+const MINDED: usize = 4_096;
+/// Pods of one record that are named at most: those that an exporter may still list are none, so
+/// their names are a second safeguard.
+const PODS: usize = 256;
 /// Lines of a statement; beyond, the oldest go.
 const LINES: usize = 4_096;
 /// Exporters list a pod for an hour after its end: a node that has been silent for longer than
 /// this will not name it any more.
-const FORGOTTEN_US: u64 = 2 * 3_600_000_000;
-/// A record that somebody deleted is made anew in this time, else its namespace is going; and it
-/// is given up after as long again.
-const RESTORED_US: u64 = 120_000_000;
+pub(super) const FORGOTTEN_US: u64 = 2 * 3_600_000_000;
+/// For how long records are put away in one cycle, µs: jobs wait meanwhile.
+const A_CYCLE_US: u64 = 500_000;
+/// Deletions that are on their way at once.
+const DELETIONS: usize = 16;
+/// Records that are named and will not go, for a finalizer of somebody's, before no more are put
+/// away beside them.
+const STUCK: usize = 64;
+const NOT_HANDED_ON: &str = "records cannot be handed on";
 
 /// What is still there of workloads, so that their records are still needed.
 pub(super) struct Present {
@@ -91,7 +100,7 @@ impl Present {
 }
 
 /// True where a record was settled at a moment, or before.
-fn settled_by(record: &CarbonReservation, moment: Timestamp) -> bool {
+pub(super) fn settled_by(record: &CarbonReservation, moment: Timestamp) -> bool {
     let status = record.status.as_ref();
     let at = status.and_then(|status| status.settled_at.as_deref());
     record.is_settled()
@@ -129,10 +138,10 @@ fn ripe<'a>(
         .collect()
 }
 
-/// UIDs of a record's workload and pods.
+/// UIDs of a record's workload and of its newest pods.
 fn named(record: &CarbonReservation) -> BTreeSet<String> {
     let pods = record.status.iter().flat_map(|status| &status.pods);
-    let pods = pods.map(|pod| pod.uid.clone());
+    let pods = pods.rev().take(PODS).map(|pod| pod.uid.clone());
     pods.chain([record.spec.workload.uid.clone()]).collect()
 }
 
@@ -185,9 +194,8 @@ fn budgets(record: &CarbonReservation, status: &ReservationStatus) -> BTreeSet<S
 }
 
 /// What people read, and bounds.
-fn finish(status: &mut StatementStatus, epoch: i64, new: usize) {
-    let most = MINDED.max(new);
-    let old = status.put_away.len().saturating_sub(most);
+fn finish(status: &mut StatementStatus, epoch: i64) {
+    let old = status.put_away.len().saturating_sub(MINDED);
     status.put_away.drain(..old);
     let old = status.lines.len().saturating_sub(LINES);
     status.lines.drain(..old);
@@ -197,36 +205,41 @@ fn finish(status: &mut StatementStatus, epoch: i64, new: usize) {
     status.lease_epoch = epoch;
 }
 
-/// Makes good what others deleted, then puts away what is ripe.
+/// Puts away what is ripe, one namespace after the other, for a moment in each cycle.
 pub(super) async fn run(
     context: &Context,
     memory: &mut Memory,
     pages: &Pages,
     micros: u64,
 ) -> Result<(), Failure> {
-    memory
-        .removed
-        .extend(context.caches.reservations.take_removed());
-    for (record, at) in std::mem::take(&mut memory.removed) {
-        let done = make_good(context, memory, &record, at, micros).await;
-        if !matches!(done, Ok(())) && micros.saturating_sub(at) < 2 * RESTORED_US {
-            memory.removed.push((record.clone(), at));
-        }
-        carry_on(&record.name_any(), done)?;
-    }
-    if micros.saturating_sub(memory.put_away_at) < look_every_us(context) {
+    let due = micros.saturating_sub(memory.put_away_at) >= look_every_us(context);
+    if memory.put_away_from.is_none() && !due {
         return Ok(());
     }
-    memory.put_away_at = micros;
+    let from = memory.put_away_from.take().unwrap_or_else(|| {
+        memory.put_away_at = micros;
+        String::new()
+    });
+    let until = clock::monotonic_micros() + A_CYCLE_US;
     let present = Present::of(context, memory, pages, micros);
     let moment = cutoff(context);
     let records = context.caches.reservations.all();
     let some = records.iter().filter(|r| settled_by(r, moment));
     let some = some.filter(|record| present.misses(record));
     let namespaces: BTreeSet<String> = some.filter_map(|record| record.namespace()).collect();
-    for namespace in namespaces {
-        let done = put_away(context, &namespace, &present, moment).await;
-        carry_on(&namespace, done)?;
+    for namespace in namespaces.range(from..) {
+        if clock::monotonic_micros() >= until {
+            memory.put_away_from = Some(namespace.clone());
+            return Ok(());
+        }
+        if memory.misses_a_record_of(namespace) {
+            continue;
+        }
+        match put_away(context, namespace, &present, moment).await {
+            // Where records are handed on to is the same for all.
+            Err(Failure::Invalid(why)) if why == NOT_HANDED_ON => return Ok(()),
+            done => carry_on(namespace, done)?,
+        }
     }
     Ok(())
 }
@@ -238,7 +251,7 @@ fn look_every_us(context: &Context) -> u64 {
 }
 
 /// What was settled by then may be put away.
-fn cutoff(context: &Context) -> Timestamp {
+pub(super) fn cutoff(context: &Context) -> Timestamp {
     let kept = SignedDuration::try_from(context.settings.keep_records);
     let kept = kept.unwrap_or(SignedDuration::MAX);
     context.now().checked_sub(kept).unwrap_or(Timestamp::MIN)
@@ -253,13 +266,22 @@ async fn put_away(
     moment: Timestamp,
 ) -> Result<(), Failure> {
     let ledger = Ledger::read(context, namespace).await?;
+    if ledger.statement.is_none() && is_known(context, namespace) {
+        // Somebody deleted it, and it is made anew first.
+        return Ok(());
+    }
     let left: Vec<&CarbonReservation> = ledger
         .records()
         .filter(|r| r.is_settled() && ledger.has_put_away(&r.spec.workload.uid))
         .collect();
+    let stuck: Vec<String> = left.iter().map(|r| r.spec.workload.uid.clone()).collect();
     if !left.is_empty() {
-        // What is forgotten of the statement's list must be gone by then.
-        return delete(context, &left).await;
+        delete(context, &left).await?;
+    }
+    // What is forgotten of the statement's list must be gone by then, and this leader must know
+    // that it is gone: else it would take it for deleted by somebody.
+    if left.len() > STUCK || !watched(context, namespace, &ledger) {
+        return Ok(());
     }
     let ripe = ripe(&ledger, present, moment);
     if ripe.is_empty() {
@@ -269,7 +291,14 @@ async fn put_away(
     let counts = |record: &CarbonReservation| !listed.contains(&*record.spec.workload.uid);
     crash::point("before-statement");
     let new: Vec<(&CarbonReservation, bool)> = ripe.iter().map(|r| (*r, counts(r))).collect();
-    write(context, namespace, ledger.statement.clone(), &new).await?;
+    let mut statement = ledger.statement.clone();
+    if let Some(status) = statement.as_mut().and_then(|known| known.status.as_mut()) {
+        // What will not go stays named.
+        status.put_away.retain(|uid| !stuck.contains(uid));
+        status.put_away.extend(stuck);
+    }
+    let uid = &namespace_uid(context, namespace);
+    write(context, Of { namespace, uid }, statement, &new).await?;
     crash::point("after-statement");
     let labels = vec![("namespace", namespace.to_owned())];
     let number = ripe.len() as f64;
@@ -277,13 +306,39 @@ async fn put_away(
     delete(context, &ripe).await
 }
 
-/// The guarded write of a statement.
-async fn write(
+/// True where this leader's watch knows of a statement, or of one that is gone.
+fn is_known(context: &Context, namespace: &str) -> bool {
+    let statements = &context.caches.statements;
+    statements.get(&format!("/{namespace}")).is_some()
+        || statements.has_removed(|gone| gone.spec.namespace == namespace)
+}
+
+/// True once this leader's watch has seen those records go that the statement has counted.
+fn watched(context: &Context, namespace: &str, ledger: &Ledger) -> bool {
+    let there: HashSet<&str> = ledger
+        .records()
+        .map(|r| r.spec.workload.uid.as_str())
+        .collect();
+    let known = context.caches.reservations.within(namespace);
+    let mut known = known.iter().map(|r| r.spec.workload.uid.as_str());
+    !known.any(|uid| ledger.has_put_away(uid) && !there.contains(uid))
+}
+
+/// A namespace by name and UID; the UID is empty where it is not known any more.
+#[derive(Clone, Copy)]
+pub(super) struct Of<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) uid: &'a str,
+}
+
+/// The guarded write of a statement; gives it as it is then.
+pub(super) async fn write(
     context: &Context,
-    namespace: &str,
+    of: Of<'_>,
     statement: Option<CarbonStatement>,
     records: &[(&CarbonReservation, bool)],
-) -> Result<(), Failure> {
+) -> Result<CarbonStatement, Failure> {
+    let namespace = of.namespace;
     let api: Api<CarbonStatement> = Api::all(context.client.clone());
     let params = PostParams::default();
     context.check_leading()?;
@@ -300,23 +355,19 @@ async fn write(
     if status.lease_epoch > context.epoch() {
         return Err(Failure::Deposed);
     }
-    let uid = namespace_uid(context, namespace);
     let today = context.now().to_zoned(TimeZone::UTC).date();
-    let mut new = 0;
     for (record, counts) in records {
-        count(status, record, &uid, *counts, today);
-        new += named(record).len();
+        count(status, record, of.uid, *counts, today);
     }
-    finish(status, context.epoch(), new);
+    finish(status, context.epoch());
     statement.metadata.managed_fields = None;
     context
         .call(api.replace_status(namespace, &params, &statement))
-        .await?;
-    Ok(())
+        .await
 }
 
 /// Empty where it is not known any more.
-fn namespace_uid(context: &Context, namespace: &str) -> String {
+pub(super) fn namespace_uid(context: &Context, namespace: &str) -> String {
     let known = context.caches.namespaces.get(&format!("/{namespace}"));
     let uid = known.and_then(|known| known.metadata.uid.clone());
     uid.unwrap_or_default()
@@ -331,107 +382,33 @@ async fn delete(context: &Context, records: &[&CarbonReservation]) -> Result<(),
         .await
         .map_err(|error| {
             tracing::error!(%error, "records cannot be handed on, and stay until they can");
-            Failure::Invalid("records cannot be handed on".to_owned())
+            Failure::Invalid(NOT_HANDED_ON.to_owned())
         })?;
-    for record in records {
-        context.check_leading()?;
-        let namespace = record.namespace().unwrap_or_default();
-        let api: Api<CarbonReservation> = Api::namespaced(context.client.clone(), &namespace);
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: record.metadata.uid.clone(),
-            resource_version: None,
-        });
-        crash::point("before-delete");
-        let done = context.call(api.delete(&record.name_any(), &params)).await;
-        match done.map(|_| ()) {
-            Err(Failure::NotFound) => {}
-            done => carry_on(&record.name_any(), done)?,
-        }
+    let gone = records.iter().map(|record| {
+        let done = delete_one(context, record);
+        done.map(|done| (record.name_any(), done)).boxed()
+    });
+    let gone: Vec<_> = gone.collect();
+    let mut gone = stream::iter(gone).buffer_unordered(DELETIONS);
+    while let Some((name, done)) = gone.next().await {
+        carry_on(&name, done)?;
     }
     Ok(())
 }
 
-/// A record is gone. Where its statement has it that is how it should be; else somebody deleted
-/// it, and it is made anew, or counted where its namespace goes too.
-async fn make_good(
-    context: &Context,
-    memory: &Memory,
-    record: &CarbonReservation,
-    at: u64,
-    micros: u64,
-) -> Result<(), Failure> {
-    let namespace = record.namespace().unwrap_or_default();
-    let uid = &record.spec.workload.uid;
-    // What this leader puts away itself comes back here, and its watch knows of it by now.
-    let seen = context.caches.statements.get(&format!("/{namespace}"));
-    if seen.is_some_and(|known| known.has(uid)) {
-        return Ok(());
-    }
-    let statements: Api<CarbonStatement> = Api::all(context.client.clone());
-    let statement = context.call(statements.get_opt(&namespace)).await?;
-    let counted = statement.as_ref().is_some_and(|known| known.has(uid));
-    // The leader of then may have put away more since than its list holds.
-    let by_another =
-        memory.leads_since.is_none_or(|since| at < since) && settled_by(record, cutoff(context));
-    if counted || by_another {
-        return Ok(());
-    }
-    let known = context.caches.namespaces.get(&format!("/{namespace}"));
-    let stands = known.is_some_and(|known| known.metadata.deletion_timestamp.is_none());
-    let late = micros.saturating_sub(at) > RESTORED_US;
-    if stands && !late {
-        return restore(context, &namespace, record).await;
-    }
-    tracing::warn!(
-        namespace,
-        record = record.name_any(),
-        "a record went with its namespace: its statement has what was charged"
-    );
-    write(context, &namespace, statement, &[(record, true)]).await
-}
-
-/// Makes a record anew that somebody deleted, as it was known last.
-async fn restore(
-    context: &Context,
-    namespace: &str,
-    record: &CarbonReservation,
-) -> Result<(), Failure> {
-    let api: Api<CarbonReservation> = Api::namespaced(context.client.clone(), namespace);
-    let name = record.name_any();
+async fn delete_one(context: &Context, record: &CarbonReservation) -> Result<(), Failure> {
     context.check_leading()?;
-    let mut fresh = CarbonReservation::new(&name, record.spec.clone());
-    fresh.metadata.namespace = Some(namespace.to_owned());
-    let params = PostParams::default();
-    let mut there = match context.call(api.create(&params, &fresh)).await {
-        Ok(there) => {
-            tracing::warn!(
-                namespace,
-                record = name,
-                "somebody deleted a record: it is made anew, what was charged stays charged"
-            );
-            let labels = vec![("namespace", namespace.to_owned())];
-            context.tallies.count(&c::RECORDS_RESTORED, labels);
-            there
-        }
-        Err(Failure::Conflict) => context.call(api.get(&name)).await?,
-        Err(error) => return Err(error),
-    };
-    let ours = record.status.clone().unwrap_or_default();
-    let theirs = there.status.clone().unwrap_or_default();
-    // Another leader may have made it anew already, and have heard of more since.
-    let (more, same) = (
-        theirs.charged_milligrams > ours.charged_milligrams,
-        theirs.charged_milligrams == ours.charged_milligrams,
-    );
-    if more || (same && (theirs.settled || !ours.settled) && theirs.pods.len() >= ours.pods.len()) {
-        return Ok(());
+    let namespace = record.namespace().unwrap_or_default();
+    let api: Api<CarbonReservation> = Api::namespaced(context.client.clone(), &namespace);
+    let params = DeleteParams::default().preconditions(Preconditions {
+        uid: record.metadata.uid.clone(),
+        resource_version: None,
+    });
+    crash::point("before-delete");
+    match context.call(api.delete(&record.name_any(), &params)).await {
+        Ok(_) | Err(Failure::NotFound) => Ok(()),
+        Err(error) => Err(error),
     }
-    there.metadata.managed_fields = None;
-    there.status = Some(ours);
-    context
-        .call(api.replace_status(&name, &params, &there))
-        .await?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -465,11 +442,8 @@ mod tests {
     }
 
     fn ledger(reservations: Vec<CarbonReservation>) -> Ledger {
-        Ledger {
-            budgets: vec![],
-            reservations: reservations.into_iter().map(Arc::new).collect(),
-            statement: None,
-        }
+        let records = reservations.into_iter().map(Arc::new);
+        Ledger::new(vec![], records.collect(), None)
     }
 
     fn nothing() -> Present {
@@ -566,7 +540,7 @@ mod tests {
         let mut unburned = record("c", &[], 0, false);
         unburned.status = None;
         count(&mut status, &unburned, "ns", true, today);
-        finish(&mut status, 3, 1);
+        finish(&mut status, 3);
         let lines: Vec<(&str, i64, i64, i64)> = status
             .lines
             .iter()
@@ -593,7 +567,7 @@ mod tests {
                 status.charges[0].day = on.to_string();
             }
             count(&mut status, &record, "ns", true, today);
-            finish(&mut status, 1, 2);
+            finish(&mut status, 1);
         }
         assert_eq!((status.lines.len(), status.put_away.len()), (LINES, MINDED));
         assert_eq!(status.last_day, "2026-06-05");

@@ -4,6 +4,7 @@
 use super::objects::{Kind, Work};
 use super::wire::Lite;
 use super::world::NodeInfo;
+use crate::budget::NODE_NAME;
 use crate::clock;
 use crate::serve::shutdown::Stop;
 use futures::TryStreamExt;
@@ -33,11 +34,18 @@ pub(super) struct Cache<V> {
     removed: Mutex<Option<VecDeque<Removed<V>>>>,
 }
 
-/// An object that is no longer there, and when that was seen (µs, monotonic).
-pub(super) type Removed<V> = (Arc<V>, u64);
+/// An object that is no longer there.
+#[derive(Debug)]
+pub(super) struct Removed<V> {
+    /// `namespace/name`.
+    pub(super) key: String,
+    pub(super) value: Arc<V>,
+    /// µs, monotonic: when it was seen that it is gone.
+    pub(super) at: u64,
+}
 
 /// Removals kept in mind at most, and for how long.
-const REMOVALS: usize = 10_000;
+const REMOVALS: usize = 100_000;
 const MINDED_US: u64 = 600_000_000;
 
 impl<V> Default for Cache<V> {
@@ -81,20 +89,24 @@ impl<V> Cache<V> {
         }
     }
 
-    /// What went since it was asked last.
+    /// What went since it was asked last, and has not come back.
     pub(super) fn take_removed(&self) -> Vec<Removed<V>> {
         let Ok(mut removed) = self.removed.lock() else {
             return Vec::new();
         };
-        removed
-            .as_mut()
-            .map_or_else(Vec::new, |r| r.drain(..).collect())
+        let now = clock::monotonic_micros();
+        let taken = removed.as_mut().map(std::mem::take).unwrap_or_default();
+        let young = |gone: &Removed<V>| now.saturating_sub(gone.at) <= MINDED_US;
+        taken.into_iter().filter(young).collect()
     }
 
-    /// Something went that nobody has taken yet.
-    pub(super) fn has_removed(&self) -> bool {
+    /// True where such an object went, has not come back, and nobody has taken it yet.
+    pub(super) fn has_removed(&self, such: impl Fn(&V) -> bool) -> bool {
         let removed = self.removed.lock();
-        removed.is_ok_and(|removed| removed.as_ref().is_some_and(|r| !r.is_empty()))
+        removed.is_ok_and(|removed| {
+            let all = removed.iter().flatten();
+            all.map(|gone| &*gone.value).any(such)
+        })
     }
 
     /// What the watch says of one object now.
@@ -103,10 +115,13 @@ impl<V> Cache<V> {
             return;
         };
         if let Some(value) = value {
-            map.insert(key.to_owned(), Arc::new(value));
+            let before = map.insert(key.to_owned(), Arc::new(value));
+            if before.is_none() {
+                self.is_back(|known| known == key);
+            }
         } else {
             let gone = map.remove(key);
-            self.mind(gone);
+            self.mind(gone.map(|value| (key.to_owned(), value)));
         }
     }
 
@@ -117,18 +132,37 @@ impl<V> Cache<V> {
         };
         let before = std::mem::replace(&mut *map, fresh);
         let gone = before.into_iter().filter(|(key, _)| !map.contains_key(key));
-        self.mind(gone.map(|(_, value)| value));
+        self.mind(gone);
+        self.is_back(|known| map.contains_key(known));
     }
 
-    fn mind(&self, gone: impl IntoIterator<Item = Arc<V>>) {
+    /// Forgets the removal of what is there again.
+    fn is_back(&self, there: impl Fn(&str) -> bool) {
+        if let Ok(mut removed) = self.removed.lock()
+            && let Some(removed) = removed.as_mut()
+        {
+            removed.retain(|gone| !there(&gone.key));
+        }
+    }
+
+    fn mind(&self, gone: impl IntoIterator<Item = (String, Arc<V>)>) {
         let now = clock::monotonic_micros();
         if let Ok(mut removed) = self.removed.lock()
             && let Some(removed) = removed.as_mut()
         {
-            removed.extend(gone.into_iter().map(|value| (value, now)));
-            let old = |(_, at): &Removed<V>| now.saturating_sub(*at) > MINDED_US;
-            while removed.len() > REMOVALS || removed.front().is_some_and(old) {
+            removed.extend(gone.into_iter().map(|(key, value)| Removed {
+                key,
+                value,
+                at: now,
+            }));
+            let old = |gone: &Removed<V>| now.saturating_sub(gone.at) > MINDED_US;
+            while removed.front().is_some_and(old) {
                 removed.pop_front();
+            }
+            let lost = removed.len().saturating_sub(REMOVALS);
+            if lost > 0 {
+                removed.drain(..lost);
+                tracing::error!(lost, "so many objects went at once that some are forgotten");
             }
         }
     }
@@ -263,9 +297,12 @@ pub(super) fn exporter(object: Pod) -> Option<ExporterSeen> {
 pub(super) fn node(
     object: kube::core::PartialObjectMeta<k8s_openapi::api::core::v1::Node>,
 ) -> Option<NodeInfo> {
+    let name = object.name_any();
+    let mut labels = object.labels().clone();
+    labels.insert(NODE_NAME.to_owned(), name.clone());
     Some(NodeInfo {
-        name: object.name_any(),
-        labels: std::sync::Arc::new(object.labels().clone()),
+        name,
+        labels: Arc::new(labels),
     })
 }
 

@@ -106,6 +106,7 @@ pub struct NodeSelector {
 #[serde(rename_all = "camelCase", default)]
 pub struct Term {
     pub match_expressions: Vec<Expression>,
+    pub match_fields: Vec<Expression>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ use super::context::Context;
 use super::energy::Pages;
 use super::memory::Memory;
 use super::objects::{Owner, Progress, Work};
+use super::statements::FORGOTTEN_US;
 use crate::api::CarbonReservation;
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -129,7 +130,11 @@ fn gone(
     let measured = measured_since(context);
     let there: HashSet<&str> = pods.iter().map(|pod| pod.uid.as_str()).collect();
     let mut found = Vec::new();
-    for (_, page, at) in pages.all() {
+    // A node that has been silent for long says nothing new.
+    let young = pages
+        .all()
+        .filter(|(_, _, at)| micros.saturating_sub(*at) < FORGOTTEN_US);
+    for (_, page, at) in young {
         for pod in &page.pods {
             let uid = pod.uid.as_str();
             let paid = there.contains(uid)

@@ -3,6 +3,7 @@
 
 use super::allocations::Allocations;
 use super::meter::Meter;
+use crate::clock;
 use crate::serve::crash;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub(super) struct State {
 struct Saved {
     version: u32,
     boot: String,
+    /// Milliseconds since the Unix epoch, by the machine's clock; earlier programs did not say.
+    #[serde(default)]
+    written_at: i64,
     state: State,
 }
 
@@ -48,6 +52,7 @@ pub(super) struct View<'a> {
 struct Saving<'a> {
     version: u32,
     boot: &'a str,
+    written_at: i64,
     state: View<'a>,
 }
 
@@ -57,7 +62,12 @@ pub(super) enum Found {
     /// No file: a first start.
     Nothing,
     /// An earlier run's work, and whether the machine has run on since.
-    Earlier { state: Box<State>, same_boot: bool },
+    Earlier {
+        state: Box<State>,
+        same_boot: bool,
+        /// Milliseconds since the Unix epoch.
+        written_at: i64,
+    },
     /// A file that cannot be used was moved out of the way.
     SetAside { why: String, to: PathBuf },
 }
@@ -106,6 +116,7 @@ impl Checkpoint {
         }
         Ok(Found::Earlier {
             same_boot: saved.boot == self.boot,
+            written_at: saved.written_at,
             state: Box::new(saved.state),
         })
     }
@@ -127,6 +138,7 @@ impl Checkpoint {
         let saving = Saving {
             version: VERSION,
             boot: &self.boot,
+            written_at: clock::now().as_millisecond(),
             state,
         };
         let bytes = serde_json::to_vec(&saving)?;
@@ -256,6 +268,7 @@ mod tests {
             if let Found::Earlier {
                 state: earlier,
                 same_boot,
+                ..
             } = checkpoint.load().unwrap()
             {
                 state = *earlier;

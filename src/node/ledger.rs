@@ -43,7 +43,7 @@ pub struct GpuEnergy {
 }
 
 /// One pod's energy on one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodEnergy {
     pub uid: String,

@@ -149,7 +149,7 @@ impl Leader {
         for plural in WATCHED {
             leader.watch(server, plural, usize::MAX);
         }
-        leader.context.caches.reservations.mind_removals();
+        leader.context.caches.mind_removals();
         leader
     }
 

@@ -60,6 +60,7 @@ impl Story {
         self.refused += other.refused;
         self.grants += other.grants;
         self.tidied += other.tidied;
+        self.torn += other.torn;
         self.put_away += other.put_away;
     }
 }
@@ -68,7 +69,7 @@ impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} writes, {} grants, {} leaders killed, {} taken over from while they went on, {} answers lost, {} calls refused, {} records put away, {} deleted by hand",
+            "{} writes, {} grants, {} leaders killed, {} taken over from while they went on, {} answers lost, {} calls refused, {} records put away, {} deleted by hand, {} statements among them",
             self.writes,
             self.grants,
             self.kills,
@@ -76,7 +77,8 @@ impl fmt::Display for Story {
             self.lost_answers,
             self.refused,
             self.put_away,
-            self.tidied
+            self.tidied,
+            self.torn
         )
     }
 }
@@ -116,6 +118,9 @@ fn leaders_that_race_die_and_hear_late_overdraw_nothing_leak_nothing_and_lose_no
         sum.add(&story.unwrap_or_else(|why| panic!("{why}")));
     }
     assert!(sum.grants > 0 && sum.kills > 0, "{sum}");
-    assert!(sum.put_away > 0 && sum.tidied > 0, "{sum}");
+    assert!(
+        sum.put_away > 0 && sum.tidied > sum.torn && sum.torn > 0,
+        "{sum}"
+    );
     println!("{seeds} stories: {sum}");
 }

@@ -20,6 +20,8 @@ pub(super) struct Story {
     pub(super) lost_answers: u32,
     pub(super) refused: u32,
     pub(super) tidied: u32,
+    /// Statements among them.
+    pub(super) torn: u32,
     pub(super) put_away: usize,
     pub(super) grants: usize,
 }
@@ -239,7 +241,13 @@ impl Sim {
     fn by_authors(&mut self) -> Result<(), String> {
         let jobs = self.jobs();
         if self.random.once_in(8) {
-            self.tidy_up();
+            let all = [
+                "carbonreservations",
+                "carbonreservations",
+                "carbonstatements",
+            ];
+            let plural = all[self.random.index(all.len())];
+            self.tidy_up(plural);
         } else if jobs.len() < 7 && !self.random.once_in(6) {
             // Now and then the webhook is away.
             let held = !self.random.once_in(6);
@@ -262,10 +270,10 @@ impl Sim {
         self.jobs_checked()
     }
 
-    /// Somebody who thinks that records are litter deletes one.
-    fn tidy_up(&mut self) {
+    /// Somebody who thinks that records, or statements, are litter deletes one.
+    fn tidy_up(&mut self, plural: &str) {
         let records = self.server.objects.keys();
-        let records = records.filter(|key| key.0 == "carbonreservations");
+        let records = records.filter(|key| key.0 == plural);
         let records: Vec<server::Key> = records.cloned().collect();
         // What was deleted and made anew by nobody yet is known only to those who lead now.
         if records.is_empty() || self.tidied.is_some() {
@@ -278,23 +286,27 @@ impl Sim {
             known.is_some_and(|all| all.contains(&record["spec"]["workload"]["uid"]))
         });
         // Every leader knows of it, and one as it is.
+        let key = format!("{}/{}", chosen.1, chosen.2);
         let known = self.leaders.iter().map(|leader| {
             let caches = &leader.context.caches;
-            caches
-                .reservations
-                .get(&format!("{}/{}", chosen.1, chosen.2))
+            if chosen.0 == "carbonreservations" {
+                Some(caches.reservations.get(&key)?.metadata.clone())
+            } else {
+                Some(caches.statements.get(&key)?.metadata.clone())
+            }
         });
         let known: Vec<_> = known.collect();
         let version = record["metadata"]["resourceVersion"].as_str();
         let newest = known
             .iter()
             .flatten()
-            .any(|known| known.metadata.resource_version.as_deref() == version);
+            .any(|known| known.resource_version.as_deref() == version);
         if newest && known.iter().all(Option::is_some) && !put_away {
             self.story.tidied += 1;
             self.note(self.story.tidied.into());
             self.say(|| format!("somebody deletes {}", chosen.2));
-            self.seen.tidied = true;
+            self.seen.tidied |= chosen.0 == "carbonreservations";
+            self.story.torn += u32::from(chosen.0 == "carbonstatements");
             self.server.remove(&chosen);
             self.tidied = Some(chosen);
         }
@@ -375,6 +387,9 @@ impl Sim {
             self.world.pass(3_000, &mut self.server);
             for plural in WATCHED {
                 self.leaders[0].watch(&self.server, plural, usize::MAX);
+            }
+            if self.random.once_in(16) {
+                self.tidy_up("carbonstatements");
             }
             self.leaders[0].read_pages(self.world.pages(&self.server));
             self.leaders[0].cycle(&mut self.tasks);
