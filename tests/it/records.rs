@@ -127,6 +127,16 @@ fn records_of_jobs_that_are_gone_are_handed_on_counted_and_deleted_and_nothing_i
         // What is spent stays spent: for a while, for another leader, for a budget made anew.
         tokio::time::sleep(Duration::from_secs(2)).await;
         consumed(shared, "archive", sum).await?;
+        let statements = jobs::statements(client);
+        statements
+            .delete("archive", &DeleteParams::default())
+            .await?;
+        eventually("the statement is made anew", PATIENCE, || async {
+            let there = statements.get_opt("archive").await?;
+            Ok(there.filter(|s| lines(&s.data["status"]) == lines(&statement)))
+        })
+        .await?;
+        consumed(shared, "archive", sum).await?;
         controller.kill();
         let _next = shared.stack.controller(5, &keeps, &[])?;
         jobs::budgets(client, "archive")
