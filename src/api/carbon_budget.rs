@@ -217,6 +217,10 @@ pub struct BudgetStatus {
     pub remaining: String,
     /// Jobs that wait for this budget.
     pub held_jobs: i64,
+    /// The first of those that wait for room, who waits longest first.
+    #[schemars(length(max = 64))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub queue: Vec<QueuedJob>,
     /// From when on this namespace's energy was measured, RFC 3339.
     pub measured_since: String,
     /// Number of the leader that wrote last: a leader with a lower one must not write.
@@ -240,6 +244,39 @@ pub struct PeriodStatus {
     pub start: String,
     /// RFC 3339.
     pub end: String,
+}
+
+/// A job that waits for room, and what it may expect.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QueuedJob {
+    /// Job or Pod.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its place in line; 1 is the first.
+    pub position: i64,
+    /// When it began to wait, RFC 3339.
+    pub since: String,
+    /// Milligrams of CO2e that it asks for.
+    pub milligrams: i64,
+    /// Milligrams of CO2e that those before it ask for.
+    pub ahead_milligrams: i64,
+    /// WaitingForBudget, or WaitingForTurn where it would fit and room is kept for a job that has
+    /// waited for long.
+    pub reason: String,
+    /// By when it is promised to start, RFC 3339: revised to an earlier moment, or with a reason.
+    /// Absent where it is not expected to start in time.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub starts: String,
+    /// When it is refused unless room comes sooner, RFC 3339.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub refused: String,
+    /// Why the last promise that could not be kept was put off.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub put_off: String,
 }
 
 /// A grant that is committed, on its way to a reservation.

@@ -21,7 +21,7 @@ mod statement;
 
 pub use carbon_budget::{
     BudgetPeriod, BudgetStatus, CarbonBudget, CarbonBudgetSpec, GrantInFlight, PeriodKind,
-    PeriodStatus,
+    PeriodStatus, QueuedJob,
 };
 pub use condition::{Condition, set_condition};
 pub use diffusion_model::{DenoiserSpec, DiffusionModel, DiffusionModelSpec, DiffusionModelStatus};

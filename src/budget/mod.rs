@@ -7,6 +7,7 @@
 mod account;
 mod alternatives;
 mod estimate;
+mod outlook;
 mod period;
 mod placement;
 mod plan;
@@ -18,6 +19,7 @@ mod what_if;
 pub use account::{Book, Charge, Entry, Granting, Totals, totals};
 pub use alternatives::{Alternative, alternatives};
 pub use estimate::{Estimate, EstimateError, Oracle, Request, Site};
+pub use outlook::{Place, Prospect, Standing, outlook, promise};
 pub use period::{Fiscal, Period, Span};
 pub use placement::{Fleet, Labels, NODE_NAME, Operator, Placement, Requirement};
 pub use plan::{Budget, Candidate, Grant, Plan, Refusal, plan};

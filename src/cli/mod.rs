@@ -14,6 +14,7 @@ mod plan;
 mod plot;
 mod predict;
 mod prometheus;
+mod queue;
 mod reference;
 mod report;
 mod score;
@@ -63,6 +64,7 @@ enum Command {
     Release(cluster_commands::Release),
     Uninstall(cluster_commands::Uninstall),
     Report(report::Report),
+    Queue(queue::Queue),
     Crds(crds::Crds),
     Debug(debug::Debug),
     #[command(hide = true)]
@@ -111,6 +113,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Release(command) => serve(|_| command.run()),
         Command::Uninstall(command) => serve(|_| command.run()),
         Command::Report(command) => serve(|_| command.run()),
+        Command::Queue(command) => serve(|_| command.run()),
     }
 }
 

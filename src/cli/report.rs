@@ -2,16 +2,14 @@
 //! the records of what ran.
 
 use super::arguments::{objects, read, wrong};
-use super::cluster_commands::client;
+use super::cluster_commands::{client, list};
 use super::output::{Format, columns, print};
 use crate::api::{CarbonBudget, CarbonReservation};
 use crate::budget::{Fate, Need, Past, Policy, what_if};
 use crate::carbon::Milligrams;
-use anyhow::Context;
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -112,24 +110,17 @@ impl Report {
 
     async fn of_cluster(&self) -> anyhow::Result<(Vec<CarbonBudget>, Vec<CarbonReservation>)> {
         let client = client().await?;
-        let (budgets, records): (Api<CarbonBudget>, Api<CarbonReservation>) = match &self.namespace
-        {
-            Some(name) => (
-                Api::namespaced(client.clone(), name),
-                Api::namespaced(client, name),
-            ),
-            None => (Api::all(client.clone()), Api::all(client)),
-        };
-        let everything = ListParams::default();
-        let asked = "the cluster could not be asked for budgets and reservations";
+        let namespace = self.namespace.as_deref();
         Ok((
-            budgets.list(&everything).await.context(asked)?.items,
-            records.list(&everything).await.context(asked)?.items,
+            list(&client, namespace).await?,
+            list(&client, namespace).await?,
         ))
     }
 }
 
-fn of_file(path: &PathBuf) -> anyhow::Result<(Vec<CarbonBudget>, Vec<CarbonReservation>)> {
+pub(super) fn of_file(
+    path: &PathBuf,
+) -> anyhow::Result<(Vec<CarbonBudget>, Vec<CarbonReservation>)> {
     let hint = "give CarbonBudgets and CarbonReservations, as kubectl get -o yaml writes them";
     let text = read(path, "--filename:", hint)?;
     let objects = objects(&text)

@@ -2,6 +2,7 @@
 
 use super::context::{Context, Failure};
 use super::ledger::Ledger;
+use super::queue::Queue;
 use crate::api::{BudgetStatus, CarbonBudget, GrantInFlight, PeriodStatus, set_condition};
 use crate::budget::Totals;
 use jiff::Timestamp;
@@ -14,12 +15,12 @@ pub(super) fn status_of(
     budget: &CarbonBudget,
     ledger: &Ledger,
     granting: &[GrantInFlight],
-    held: i64,
+    queue: &Queue,
     now: Timestamp,
 ) -> BudgetStatus {
     let mut status = budget.status.clone().unwrap_or_default();
     status.observed_generation = budget.metadata.generation.unwrap_or(0);
-    status.held_jobs = held;
+    status.held_jobs = queue.held;
     status.lease_epoch = context.epoch();
     if status.measured_since.is_empty() {
         // To the second, as the API server stamps objects: what is created in this very second
@@ -42,6 +43,7 @@ pub(super) fn status_of(
     };
     let book = ledger.book(&budget.name_any(), granting);
     let sum = terms.totals(&book, budget.measured_since(), now);
+    status.queue = queue.told(&budget.name_any(), &status, &sum);
     let span = terms.period.at(now);
     status.period = PeriodStatus {
         id: span.id,

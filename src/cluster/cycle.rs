@@ -7,7 +7,10 @@ use super::grants::{Committed, Known, Question, by_uid, commit, decide_on, fulfi
 use super::ledger::Ledger;
 use super::memory::Memory;
 use super::objects::{Progress, Work};
-use super::refusals::{asks_again, refuse, tell_of_glass, tell_of_pods, tell_waiting};
+use super::queue::Queue;
+use super::refusals::{
+    asks_again, refuse, tell_of_glass, tell_of_pods, tell_put_off, tell_waiting,
+};
 use super::verdicts::{Terms, strictest};
 use super::works::works;
 use super::{lift, missing, statements, upkeep};
@@ -195,20 +198,17 @@ async fn decide(
         statement.as_deref().cloned(),
     );
     let now = context.now();
-    let cached = decide_on(
-        namespace,
-        &ledger.terms(now),
-        &question,
-        &context.oracle(),
-        now,
-    );
+    let (fresh, oracle) = (ledger.terms(now), context.oracle());
+    let cached = decide_on(namespace, &fresh, &question, &oracle, now);
+    let asked = (&cached, &question);
+    let queue = Queue::of(namespace, &ledger, &fresh, asked, &oracle, (held, now));
     let stale = ledger.budgets.iter().any(|budget| {
         let before = budget.status.clone().unwrap_or_default();
-        before != status_of(context, budget, &ledger, &[], held, now)
+        before != status_of(context, budget, &ledger, &[], &queue, now)
     });
     let by_uid = by_uid(works);
     if cached.grants.is_empty() && cached.rejections.is_empty() && !stale {
-        tell(context, memory, &by_uid, &cached).await;
+        tell(context, memory, &by_uid, &cached, &queue).await;
         return Ok(());
     }
     let known = Known {
@@ -228,7 +228,12 @@ async fn decide(
             carry_on(&work.name, told)?;
         }
     }
-    tell(context, memory, &by_uid, &cached).await;
+    let put_off = committed.put_off.iter();
+    let put_off = put_off.filter_map(|(uid, why)| Some((*by_uid.get(uid.as_str())?, why)));
+    for (work, why) in put_off.take(TOLD_AT_ONCE) {
+        tell_put_off(context, work, why).await;
+    }
+    tell(context, memory, &by_uid, &cached, &queue).await;
     Ok(())
 }
 
@@ -279,7 +284,13 @@ async fn release(
 /// thousand of them at once.
 const TOLD_AT_ONCE: usize = 16;
 
-async fn tell(context: &Context, memory: &mut Memory, by_uid: &HashMap<&str, &Work>, plan: &Plan) {
+async fn tell(
+    context: &Context,
+    memory: &mut Memory,
+    by_uid: &HashMap<&str, &Work>,
+    plan: &Plan,
+    queue: &Queue,
+) {
     let untold = plan.waiting.iter().filter_map(|waiting| {
         let work = by_uid.get(waiting.uid.as_str())?;
         let reason = waiting.verdict.reason.as_str();
@@ -288,6 +299,6 @@ async fn tell(context: &Context, memory: &mut Memory, by_uid: &HashMap<&str, &Wo
     });
     let untold: Vec<(&Work, &Verdict)> = untold.take(TOLD_AT_ONCE).collect();
     for (work, verdict) in untold {
-        tell_waiting(context, memory, work, verdict).await;
+        tell_waiting(context, memory, work, verdict, queue).await;
     }
 }

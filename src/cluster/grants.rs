@@ -7,9 +7,12 @@ use super::context::{Context, Failure};
 use super::ledger::Ledger;
 use super::lift;
 use super::objects::Work;
+use super::queue::Queue;
 use super::records::reservation;
 use super::verdicts::{Terms, forecast};
-use crate::api::{CarbonReservation, CarbonStatement, GrantInFlight, ReservedFor};
+use crate::api::{
+    BudgetStatus, CarbonBudget, CarbonReservation, CarbonStatement, GrantInFlight, ReservedFor,
+};
 use crate::budget::{Candidate, Grant, Need, Oracle, Plan, Reason, plan};
 use crate::serve::crash;
 use jiff::Timestamp;
@@ -37,6 +40,8 @@ pub(super) struct Committed {
     pub(super) plan: Plan,
     /// Committed masses by UID, then budget.
     pub(super) granted: BTreeMap<String, Vec<ReservedFor>>,
+    /// Why starts that were promised were put off, by UID.
+    pub(super) put_off: BTreeMap<String, String>,
 }
 
 /// What this leader's caches know.
@@ -127,23 +132,22 @@ pub(super) async fn commit(
         held: question.held.iter().filter(open).copied().collect(),
         running: question.running.iter().filter(open).copied().collect(),
     };
-    let mut plan = decide_on(
-        namespace,
-        &ledger.terms(now),
-        &question,
-        &context.oracle(),
-        now,
-    );
+    let (terms, oracle) = (ledger.terms(now), context.oracle());
+    let mut plan = decide_on(namespace, &terms, &question, &oracle, now);
+    let asked = (&plan, &question);
+    let queue = Queue::of(namespace, &ledger, &terms, asked, &oracle, (held, now));
     plan.grants.truncate(IN_FLIGHT.saturating_sub(flying.len()));
     let standing = standing(context, namespace, &flying, known).await?;
     let new = in_flight(&plan, &question);
     let mut granted: BTreeMap<String, Vec<ReservedFor>> = BTreeMap::new();
+    let mut put_off = BTreeMap::new();
     for budget in &ledger.budgets {
         let name = budget.name_any();
         let mut granting = ledger.in_flight(budget);
         granting.retain(|grant| standing.contains(&grant.uid));
         granting.extend(new.get(&name).cloned().unwrap_or_default());
-        let status = status_of(context, budget, &ledger, &granting, held, now);
+        let status = status_of(context, budget, &ledger, &granting, &queue, now);
+        put_off.extend(newly_put_off(budget, &status));
         if !new.is_empty() {
             crash::point("before-commit");
         }
@@ -158,7 +162,25 @@ pub(super) async fn commit(
             });
         }
     }
-    Ok(Committed { plan, granted })
+    Ok(Committed {
+        plan,
+        granted,
+        put_off,
+    })
+}
+
+/// Promises that a status puts off, by UID, with the reason.
+fn newly_put_off(budget: &CarbonBudget, status: &BudgetStatus) -> Vec<(String, String)> {
+    let before = budget.status.iter().flat_map(|status| &status.queue);
+    let before: HashMap<&str, &str> = before
+        .map(|queued| (queued.uid.as_str(), queued.put_off.as_str()))
+        .collect();
+    let new = status.queue.iter().filter(|queued| {
+        let known = before.get(queued.uid.as_str()).copied().unwrap_or_default();
+        queued.put_off != known
+    });
+    new.map(|queued| (queued.uid.clone(), queued.put_off.clone()))
+        .collect()
 }
 
 /// True where this leader's watches knew of a record or a statement that is gone now.
@@ -221,7 +243,8 @@ async fn undo(
     for budget in ledger.budgets.iter().rev() {
         let mut granting = ledger.in_flight(budget);
         granting.retain(|grant| !half.contains(&grant.uid));
-        let mut status = status_of(context, budget, ledger, &granting, held, now);
+        let queue = Queue::of_held(held);
+        let mut status = status_of(context, budget, ledger, &granting, &queue, now);
         status.revision += 1;
         write_status(context, budget, status).await?;
     }

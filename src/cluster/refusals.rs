@@ -4,6 +4,7 @@
 use super::context::{Context, Failure};
 use super::memory::Memory;
 use super::objects::{Kind, Work};
+use super::queue::Queue;
 use super::verdicts::{explain, forecast};
 use crate::api::CarbonBudget;
 use crate::budget::{Reason, Verdict};
@@ -81,9 +82,13 @@ pub(super) async fn tell_waiting(
     memory: &mut Memory,
     work: &Work,
     verdict: &Verdict,
+    queue: &Queue,
 ) {
     if memory.tell(&work.uid, verdict.reason.as_str()) {
-        let message = words(context, work, verdict);
+        // An Event is cut at its end: what is of this job alone comes first.
+        let place = queue.words(&work.uid);
+        let place = place.map_or(String::new(), |place| format!("{place}. "));
+        let message = place + &words(context, work, verdict);
         event(
             context,
             work,
@@ -93,6 +98,11 @@ pub(super) async fn tell_waiting(
         )
         .await;
     }
+}
+
+/// Says that a start that was promised is put off, and why.
+pub(super) async fn tell_put_off(context: &Context, work: &Work, why: &str) {
+    event(context, work, EventType::Normal, "StartPutOff", why).await;
 }
 
 const MORE_PODS: &str = "MorePodsThanReserved";

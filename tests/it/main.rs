@@ -39,3 +39,4 @@ mod terms;
 mod the_loop;
 mod trouble;
 mod trust;
+mod waiting;

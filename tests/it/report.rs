@@ -139,3 +139,66 @@ fn what_ran_under_audit_is_what_enforcing_would_have_refused() {
         Ok(())
     });
 }
+
+#[test]
+fn a_queue_reads_as_a_table_with_why_a_start_was_put_off() {
+    let folder = std::env::temp_dir().join(format!("jouleward-queue-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let job = |position: i64, name: &str, ahead: i64, more: Value| {
+        let mut job = json!({ "kind": "Job", "name": name, "uid": name, "position": position,
+            "since": "2026-11-28T12:00:00Z", "milligrams": 60_000, "aheadMilligrams": ahead,
+            "reason": "WaitingForBudget" });
+        job.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().cloned().unwrap());
+        job
+    };
+    let budget = |namespace: &str, held: i64, queue: Value| {
+        json!({ "apiVersion": "jouleward.dev/v1alpha1", "kind": "CarbonBudget",
+            "metadata": { "name": "images", "namespace": namespace },
+            "spec": { "limit": "100g", "mode": "Enforce" },
+            "status": { "remainingMilligrams": 20_000, "heldJobs": held, "queue": queue,
+                        "period": { "id": "2026-11", "start": "2026-11-01T00:00:00Z", "end": "2026-12-01T00:00:00Z" } } })
+    };
+    let why = "promised for 2026-11-29T00:00:00Z: the limit was lowered from 200 g to 100 g";
+    let queue = json!([
+        job(
+            1,
+            "posters",
+            0,
+            json!({ "starts": "2026-12-01T00:00:00Z", "putOff": why })
+        ),
+        job(
+            2,
+            "banners",
+            60_000,
+            json!({ "refused": "2026-11-29T12:00:00Z" })
+        ),
+        job(3, "frames", 120_000, json!({ "reason": "WaitingForTurn" })),
+    ]);
+    let path = folder.join("budgets.json");
+    let all = json!([budget("team-b", 0, json!([])), budget("team-a", 5, queue)]);
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": all });
+    std::fs::write(&path, list.to_string()).unwrap();
+    let file = path.to_str().unwrap();
+    let table = out(&jouleward(&["queue", "-f", file]).output().unwrap());
+    insta::assert_snapshot!("queue", table);
+    let none = out(&jouleward(&["queue", "-f", file, "-n", "team-b"])
+        .output()
+        .unwrap());
+    assert_eq!(none, "nothing waits\n");
+    let lines: Value = serde_json::from_str(&out(&jouleward(&["queue", "-f", file, "-o", "json"])
+        .output()
+        .unwrap()))
+    .unwrap();
+    assert_eq!(lines[0]["queue"][1]["refused"], "2026-11-29T12:00:00Z");
+    let output = jouleward(&["queue", "-f", file, "-n", "nobody"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(2) && said.contains("namespace nobody"),
+        "{said}"
+    );
+    std::fs::remove_dir_all(folder).unwrap();
+}
