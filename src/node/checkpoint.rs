@@ -12,6 +12,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The format; a file of another is set aside.
 const VERSION: u32 = 1;
@@ -27,6 +28,20 @@ pub(super) struct State {
     pub(super) pods: HashSet<String>,
     pub(super) meter: Meter,
     pub(super) allocations: Allocations,
+}
+
+impl State {
+    /// Goes on with an earlier run's work at `now` (µs, monotonic). Where the machine has started
+    /// anew since and was away (ms) for longer than ended pods are kept, those of before have been
+    /// told, or are asked for no more: told anew, they would be charged anew.
+    pub(super) fn go_on(&mut self, same_boot: bool, away: i64, kept: Duration, now: u64) {
+        self.meter.resume(same_boot);
+        self.allocations.resume(same_boot, now);
+        let kept = i64::try_from(kept.as_millis()).unwrap_or(i64::MAX);
+        if !same_boot && away > kept {
+            self.meter.retire(1, usize::MAX);
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -65,8 +80,8 @@ pub(super) enum Found {
     Earlier {
         state: Box<State>,
         same_boot: bool,
-        /// Milliseconds since the Unix epoch.
-        written_at: i64,
+        /// Milliseconds since it was written; 0 where that is not known.
+        away: i64,
     },
     /// A file that cannot be used was moved out of the way.
     SetAside { why: String, to: PathBuf },
@@ -116,7 +131,10 @@ impl Checkpoint {
         }
         Ok(Found::Earlier {
             same_boot: saved.boot == self.boot,
-            written_at: saved.written_at,
+            away: match saved.written_at {
+                0 => 0,
+                at => clock::now().as_millisecond().saturating_sub(at),
+            },
             state: Box::new(saved.state),
         })
     }
@@ -272,8 +290,7 @@ mod tests {
             } = checkpoint.load().unwrap()
             {
                 state = *earlier;
-                state.meter.resume(same_boot);
-                state.allocations.resume(same_boot, now);
+                state.go_on(same_boot, 0, Duration::from_hours(1), now);
             }
             let info = GpuInfo {
                 uuid: GPU.into(),
@@ -476,6 +493,47 @@ mod tests {
         run.second(1, Effect::Shown);
         assert_eq!(run.energy().0, before.0 + 50_000_000);
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_machine_that_was_off_for_long_does_not_name_its_pods_of_before_again() {
+        let kept = Duration::from_hours(1);
+        let hour = 3_600_000;
+        for (boot, away, named) in [
+            ("one", 2 * hour, true),
+            ("two", hour, true),
+            ("two", 2 * hour, false),
+        ] {
+            let folder = folder("off");
+            let mut run = Run::start(&folder, "one", 0);
+            for second in 0..20 {
+                run.second(second, Effect::Shown);
+            }
+            let before = run.energy();
+            let path = folder.join("exporter.json");
+            let mut saved: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let at = saved["written_at"].as_i64().unwrap();
+            // A second less: the test takes time itself.
+            saved["written_at"] = (at - away + 1_000 * i64::from(away == hour)).into();
+            let bytes = saved.to_string();
+            let found = Checkpoint::new(path, boot.into()).parse(bytes.as_bytes());
+            let Ok(Found::Earlier {
+                mut state,
+                same_boot,
+                away,
+            }) = found
+            else {
+                panic!("{found:?}");
+            };
+            state.go_on(same_boot, away, kept, 5 * SECOND);
+            let pods = state.meter.pods().count();
+            assert_eq!(pods > 0, named, "{boot} {away}");
+            assert!(state.meter.is_sound());
+            let gpus = state.meter.gpus().map(|(_, totals)| totals.energy);
+            assert_eq!(gpus.sum::<Microjoules>(), before);
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
     }
 
     #[test]

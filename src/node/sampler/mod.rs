@@ -124,21 +124,13 @@ impl Sampler {
             Ok(Found::Earlier {
                 state,
                 same_boot,
-                written_at,
+                away,
             }) => {
                 tracing::info!(same_boot, epoch = state.epoch, "goes on where it ended");
-                let state = *state;
+                let mut state = *state;
+                let (kept, now) = (self.settings.keep_final, clock::monotonic_micros());
+                state.go_on(same_boot, away, kept, now);
                 (self.meter, self.allocations) = (state.meter, state.allocations);
-                self.meter.resume(same_boot);
-                let away = clock::now().as_millisecond().saturating_sub(written_at);
-                let kept = i64::try_from(self.settings.keep_final.as_millis());
-                if !same_boot && written_at > 0 && away > kept.unwrap_or(i64::MAX) {
-                    // What ended so long ago has been told, or is asked for no more: told anew, it
-                    // would be charged anew.
-                    self.meter.retire(1, usize::MAX);
-                }
-                self.allocations
-                    .resume(same_boot, clock::monotonic_micros());
                 // The same sums go on, so the epoch does too.
                 self.epoch = state.epoch;
                 if same_boot {
