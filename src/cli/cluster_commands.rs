@@ -1,6 +1,7 @@
 //! `jouleward controller`, `webhook`, `release`, `uninstall`.
 
 use super::WrongInput;
+use super::exporter::seconds;
 use super::output::{Format, columns, print};
 use crate::cluster::controller::{self, Settings};
 use crate::cluster::{Archive, Lifted, lease, webhook};
@@ -49,6 +50,10 @@ pub(super) struct Controller {
     /// without it.
     #[arg(long)]
     records_folder: Option<PathBuf>,
+    /// Seconds for which API servers are told to trust a new certificate of the webhook before it is
+    /// served; longer than the slowest of them takes to hear of it.
+    #[arg(long, default_value_t = 30.0)]
+    certificate_overlap_seconds: f64,
     #[command(flatten)]
     lease: LeaseFlags,
     #[cfg(debug_assertions)]
@@ -111,6 +116,12 @@ impl Controller {
             identity: self.identity,
             listen: self.listen,
             law_write: Duration::from_secs(self.law_write_seconds),
+            certificate_overlap: seconds(
+                "--certificate-overlap-seconds",
+                self.certificate_overlap_seconds,
+                0.1,
+                3600.0,
+            )?,
             keep_records: Duration::from_secs(self.keep_records_seconds),
             archive: self.records_folder.map_or(Archive::Stdout, Archive::Folder),
             ignore_lease,

@@ -227,7 +227,12 @@ impl Exporter {
     }
 }
 
-fn seconds(flag: &str, value: f64, least: f64, most: f64) -> Result<Duration, WrongInput> {
+pub(super) fn seconds(
+    flag: &str,
+    value: f64,
+    least: f64,
+    most: f64,
+) -> Result<Duration, WrongInput> {
     if (least..=most).contains(&value) {
         Ok(Duration::from_secs_f64(value))
     } else {

@@ -1,10 +1,11 @@
 //! The webhook's certificate: made and renewed by the leader, kept in a Secret, its CA put
-//! into the webhook configurations before the leaf is served.
+//! into the webhook configurations for a while before the leaf is served.
 
 use super::context::{Context, Failure, note};
 use super::ledger_tls;
 use super::pki::{MakeError, Pair, authority, leaf};
 use super::secrets::{self, Kept, text};
+use crate::clock;
 use crate::contract::{TLS_SECRET, WEBHOOKS};
 use crate::serve::shutdown::Stop;
 use jiff::Timestamp;
@@ -21,13 +22,29 @@ use std::time::Duration;
 /// Leaf and CA live a year; they are renewed together.
 const DAYS: i64 = 365;
 const CHECK: Duration = Duration::from_secs(10);
+/// Authorities in a bundle beside the newest.
+const EARLIER: usize = 2;
+const PREVIOUS: &str = "previous-ca.crt";
 
-/// Checks every ten seconds while leading.
+/// A certificate that is trusted, or about to be, and not served yet.
+struct Staged {
+    authority: String,
+    leaf: Pair,
+    /// µs, monotonic: since when the API server is told to trust it.
+    since: u64,
+}
+
+/// Checks every ten seconds while leading, and more often while a certificate is on its way.
 pub(super) async fn keep(context: Arc<Context>, stop: Stop) {
+    let overlap = context.settings.certificate_overlap;
+    let mut staged: Option<Staged> = None;
     loop {
         if context.is_leading() {
             for (what, done) in [
-                ("the webhook's certificate", ensure(&context).await),
+                (
+                    "the webhook's certificate",
+                    ensure(&context, &mut staged).await,
+                ),
                 (
                     "the ledger's certificates",
                     ledger_tls::ensure(&context).await,
@@ -37,47 +54,106 @@ pub(super) async fn keep(context: Arc<Context>, stop: Stop) {
                     note(what, &error);
                 }
             }
-        }
-        let pause = if context.is_leading() {
-            CHECK
         } else {
-            Duration::from_millis(250)
+            staged = None;
+        }
+        let pause = match (&staged, context.is_leading()) {
+            (Some(_), _) => CHECK.min(overlap / 4),
+            (None, true) => CHECK.min(overlap),
+            (None, false) => Duration::from_millis(250),
         };
         tokio::select! {
             () = stop.wait() => return,
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause.max(Duration::from_millis(20))) => {}
         }
     }
 }
 
-async fn ensure(context: &Context) -> Result<(), Failure> {
+/// A new certificate is trusted for a while before it is served, and the one before it is trusted
+/// until the next: whichever a webhook serves meanwhile, every API server believes it.
+async fn ensure(context: &Context, staged: &mut Option<Staged>) -> Result<(), Failure> {
     let hosts = &context.settings.webhook_hosts;
     let found = context
         .call(secrets::api(context).get_opt(TLS_SECRET))
         .await?;
     let good = |secret: &&Secret| secrets::is_good(secret, hosts, context.now());
     if let Some(secret) = found.as_ref().filter(good) {
-        return trust(context, &text(secret, "ca.crt")).await;
+        *staged = None;
+        let (own, previous) = (text(secret, "ca.crt"), text(secret, PREVIOUS));
+        trust(context, &(own + &previous)).await?;
+        return Ok(());
     }
-    let (ca, leaf) =
-        make(hosts, context.now()).map_err(|error| Failure::Invalid(error.to_string()))?;
-    // Old and new CA are both trusted before the new leaf is served.
-    let old = found.as_ref().map(|secret| text(secret, "ca.crt"));
-    trust(context, &format!("{ca}{}", old.unwrap_or_default())).await?;
+    // Of a Secret that is gone, webhooks may serve the certificate all the same.
+    let earlier = match &found {
+        Some(secret) => text(secret, "ca.crt") + &text(secret, PREVIOUS),
+        None => trusted(context).await?,
+    };
+    let earlier = first(&earlier, EARLIER);
+    if staged.is_none() {
+        let (authority, leaf) =
+            make(hosts, context.now()).map_err(|error| Failure::Invalid(error.to_string()))?;
+        *staged = Some(Staged {
+            authority,
+            leaf,
+            since: clock::monotonic_micros(),
+        });
+    }
+    let Some(new) = staged else {
+        return Ok(());
+    };
+    // Whoever takes it out meanwhile, as an upgrade of the chart may, makes it begin anew.
+    if trust(context, &format!("{}{earlier}", new.authority)).await? {
+        new.since = clock::monotonic_micros();
+    }
+    let told = Duration::from_micros(clock::monotonic_micros().saturating_sub(new.since));
+    if !earlier.is_empty() && told < context.settings.certificate_overlap {
+        return Ok(());
+    }
     let kept = Kept {
         name: TLS_SECRET,
-        authority: &ca,
-        leaf: &leaf,
+        authority: &new.authority,
+        leaf: &new.leaf,
         hosts,
-        besides: Vec::new(),
+        besides: vec![(PREVIOUS, &earlier)],
     };
-    secrets::write(context, found, kept).await
+    secrets::write(context, found, kept).await?;
+    *staged = None;
+    Ok(())
 }
 
-/// Puts the CA into both webhook configurations, where it differs.
-async fn trust(context: &Context, ca: &str) -> Result<(), Failure> {
+/// The first certificates of a bundle.
+fn first(bundle: &str, most: usize) -> String {
+    const END: &str = "-----END CERTIFICATE-----";
+    let whole = bundle
+        .split_inclusive(END)
+        .filter(|part| part.contains(END));
+    let mut text = String::new();
+    for certificate in whole.take(most) {
+        text += certificate.trim_start();
+        text.push('\n');
+    }
+    text
+}
+
+/// What the webhook configurations trust now.
+async fn trusted(context: &Context) -> Result<String, Failure> {
+    let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
+    let found = context.call(api.get_opt(WEBHOOKS)).await?;
+    let webhooks = found.and_then(|configuration| configuration.webhooks);
+    let bundle = webhooks
+        .into_iter()
+        .flatten()
+        .find_map(|webhook| webhook.client_config.ca_bundle);
+    Ok(bundle.map_or(String::new(), |bundle| {
+        String::from_utf8_lossy(&bundle.0).into_owned()
+    }))
+}
+
+/// Puts the CA into both webhook configurations, where it differs; true where it did.
+async fn trust(context: &Context, ca: &str) -> Result<bool, Failure> {
     use base64::Engine;
     let bundle = base64::engine::general_purpose::STANDARD.encode(ca);
+    let mut changed = false;
     for resource in [
         ApiResource::erase::<MutatingWebhookConfiguration>(&()),
         ApiResource::erase::<ValidatingWebhookConfiguration>(&()),
@@ -105,8 +181,9 @@ async fn trust(context: &Context, ca: &str) -> Result<(), Failure> {
         context
             .call(api.patch(WEBHOOKS, &PatchParams::default(), &Patch::<()>::Json(patch)))
             .await?;
+        changed = true;
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// An authority's certificate, whose key is not kept, and a leaf that it has signed.
@@ -115,4 +192,19 @@ fn make(hosts: &[String], now: Timestamp) -> Result<(String, Pair), MakeError> {
     let usage = ExtendedKeyUsagePurpose::ServerAuth;
     let leaf = leaf(&ca, "jouleward webhook", hosts, usage, now, DAYS)?;
     Ok((ca.certificate, leaf))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_bundle_the_first_whole_certificates_are_kept() {
+        let one = |n: u8| format!("-----BEGIN CERTIFICATE-----\n{n}\n-----END CERTIFICATE-----\n");
+        let all = format!("{}\n{}{}", one(1), one(2), one(3));
+        assert_eq!(first(&all, 2), one(1) + &one(2));
+        assert_eq!(first(&one(1), 2), one(1));
+        assert_eq!(first("-----BEGIN CERTIFICATE-----\nhalf", 2), "");
+        assert_eq!(first("", 2), "");
+    }
 }

@@ -5,19 +5,27 @@ use crate::support::{Shared, alone, on_plane, runtime};
 use anyhow::{Context, ensure};
 use harness::eventually;
 use harness::jobs::{self, Generate};
-use jouleward::contract::{CONTROLLER_TLS_SECRET, EXPORTER_NAME, EXPORTER_TLS_SECRET, LEDGER_PORT};
+use jouleward::contract::{
+    CONTROLLER_TLS_SECRET, EXPORTER_NAME, EXPORTER_TLS_SECRET, LEDGER_PORT, TLS_SECRET, WEBHOOKS,
+};
 use jouleward::node::LedgerPage;
 use jouleward::serve::fetch::{self, FetchError};
 use jouleward::serve::http::{Answer, Server};
 use jouleward::serve::shutdown;
 use jouleward::serve::tls::{Certificate, client_config, server_config};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(40);
@@ -188,4 +196,90 @@ fn certificates_that_are_gone_are_made_anew_and_energy_is_read_on() {
         ensure!(measured > Some(0), "{:?}", record.data["status"]);
         Ok(())
     });
+}
+
+/// What the API server does where a webhook cannot be asked.
+async fn on_failure(shared: &Shared, policy: &str) -> anyhow::Result<()> {
+    for resource in [
+        ApiResource::erase::<MutatingWebhookConfiguration>(&()),
+        ApiResource::erase::<ValidatingWebhookConfiguration>(&()),
+    ] {
+        let api: Api<DynamicObject> = Api::all_with(shared.stack.client.clone(), &resource);
+        let found = api.get(WEBHOOKS).await?;
+        let webhooks = found.data["webhooks"].as_array().map_or(0, Vec::len);
+        let operations = (0..webhooks).map(|n| {
+            json!({ "op": "replace", "path": format!("/webhooks/{n}/failurePolicy"), "value": policy })
+        });
+        let patch: json_patch::Patch =
+            serde_json::from_value(operations.collect::<Vec<_>>().into())?;
+        let params = PatchParams::default();
+        api.patch(WEBHOOKS, &params, &Patch::<()>::Json(patch))
+            .await?;
+    }
+    Ok(())
+}
+
+const ROTATIONS: usize = 100;
+
+#[test]
+fn a_hundred_certificates_are_rotated_with_their_authorities_and_no_call_fails() {
+    alone(|shared| async move {
+        let (client, namespace) = (&shared.stack.client, "rotated");
+        jobs::namespace(client, namespace).await?;
+        let spec = json!({ "limit": "1kg", "mode": "Enforce" });
+        jobs::budget(client, namespace, "images", spec).await?;
+        shared.stop_controller();
+        let often = ["--certificate-overlap-seconds=0.4"];
+        let _controller = shared.stack.controller(7, &often, &[])?;
+        on_failure(shared, "Fail").await?;
+
+        let (done, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let ask = || async {
+            let job: Job = serde_json::from_value(Generate::SMALL.job("dry"))?;
+            let api = jobs::jobs(client, namespace);
+            let dry = PostParams {
+                dry_run: true,
+                ..PostParams::default()
+            };
+            while !done.load(Ordering::Relaxed) {
+                let held = api.create(&dry, &job).await.context("a call has failed")?;
+                ensure!(jobs::is_held(&held), "the webhook was not asked: {held:?}");
+                asked.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            anyhow::Ok(())
+        };
+        let rotate = async {
+            let rotated = rotate(shared).await;
+            done.store(true, Ordering::Relaxed);
+            rotated
+        };
+        let rotated = tokio::try_join!(rotate, ask(), ask(), ask());
+        on_failure(shared, "Ignore").await?;
+        rotated?;
+        let asked = asked.load(Ordering::Relaxed);
+        ensure!(asked > 10 * ROTATIONS, "only {asked} calls");
+        Ok(())
+    });
+}
+
+async fn rotate(shared: &Shared) -> anyhow::Result<()> {
+    let mut authorities = BTreeSet::new();
+    for _ in 0..ROTATIONS {
+        let before = secrets(shared).get(TLS_SECRET).await?;
+        let due = json!({ "metadata": { "annotations": {
+            "jouleward.dev/expires": "2001-01-01T00:00:00Z" } } });
+        let params = PatchParams::default();
+        secrets(shared)
+            .patch(TLS_SECRET, &params, &Patch::Merge(due))
+            .await?;
+        let anew = || async {
+            let now = secrets(shared).get(TLS_SECRET).await?;
+            Ok((file(&now, "tls.crt") != file(&before, "tls.crt")).then_some(now))
+        };
+        let now = eventually("another certificate", SOON, anew).await?;
+        authorities.insert(file(&now, "ca.crt"));
+    }
+    ensure!(authorities.len() == ROTATIONS);
+    Ok(())
 }
