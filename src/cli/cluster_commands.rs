@@ -50,6 +50,10 @@ pub(super) struct Controller {
     /// without it.
     #[arg(long)]
     records_folder: Option<PathBuf>,
+    /// Who keeps the webhook's certificate in the Secret jouleward-webhook-tls, and tells API servers
+    /// to trust it: own, this controller; external, for example cert-manager.
+    #[arg(long, value_enum, default_value = "own")]
+    webhook_certificate: Keeper,
     /// Seconds for which API servers are told to trust a new certificate of the webhook before it is
     /// served; longer than the slowest of them takes to hear of it.
     #[arg(long, default_value_t = 30.0)]
@@ -62,6 +66,13 @@ pub(super) struct Controller {
     #[cfg(debug_assertions)]
     #[arg(long, hide = true, env = "JOULEWARD_CRASH_POINT")]
     crash_point: Option<String>,
+}
+
+/// Who keeps a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Keeper {
+    Own,
+    External,
 }
 
 /// How the leader's lease is kept.
@@ -116,6 +127,7 @@ impl Controller {
             identity: self.identity,
             listen: self.listen,
             law_write: Duration::from_secs(self.law_write_seconds),
+            own_certificate: self.webhook_certificate == Keeper::Own,
             certificate_overlap: seconds(
                 "--certificate-overlap-seconds",
                 self.certificate_overlap_seconds,

@@ -72,6 +72,9 @@ pub(super) async fn keep(context: Arc<Context>, stop: Stop) {
 /// A new certificate is trusted for a while before it is served, and the one before it is trusted
 /// until the next: whichever a webhook serves meanwhile, every API server believes it.
 async fn ensure(context: &Context, staged: &mut Option<Staged>) -> Result<(), Failure> {
+    if !context.settings.own_certificate {
+        return Ok(());
+    }
     let hosts = &context.settings.webhook_hosts;
     let found = context
         .call(secrets::api(context).get_opt(TLS_SECRET))

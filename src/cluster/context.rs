@@ -33,6 +33,8 @@ pub struct Settings {
     pub ignore_lease: bool,
     /// A law that has learnt is written this often at most.
     pub law_write: Duration,
+    /// False where somebody else keeps the webhook's certificate, and what API servers trust.
+    pub own_certificate: bool,
     /// For how long a new certificate of the webhook is trusted before it is served.
     pub certificate_overlap: Duration,
     /// A record is kept for so long after its job was settled.

@@ -283,3 +283,132 @@ async fn rotate(shared: &Shared) -> anyhow::Result<()> {
     ensure!(authorities.len() == ROTATIONS);
     Ok(())
 }
+
+/// A certificate for the webhook as somebody else makes it: authority, chain, key, in PEM. It would
+/// be due to be renewed.
+fn of_somebody(host: &str) -> anyhow::Result<[String; 3]> {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "somebody");
+    let key = KeyPair::generate()?;
+    let authority = params.self_signed(&key)?.pem();
+    let issuer = Issuer::new(params, key);
+    let own = KeyPair::generate()?;
+    let leaf = CertificateParams::new([host.to_owned()])?.signed_by(&own, &issuer)?;
+    Ok([authority, leaf.pem(), own.serialize_pem()])
+}
+
+#[test]
+fn a_certificate_that_somebody_else_keeps_is_served_and_left_alone() {
+    alone(|shared| async move {
+        use base64::Engine;
+        let (client, namespace) = (&shared.stack.client, "external");
+        jobs::namespace(client, namespace).await?;
+        let spec = json!({ "limit": "1kg", "mode": "Enforce" });
+        jobs::budget(client, namespace, "images", spec).await?;
+        shared.stop_controller();
+        let flags = [
+            "--webhook-certificate=external",
+            "--certificate-overlap-seconds=0.4",
+        ];
+        let _controller = shared.stack.controller(8, &flags, &[])?;
+        shared.led_by(&["controller-8"]).await?;
+        let [authority, chain, key] = of_somebody(&shared.stack.address(20))?;
+        let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        let bundle = encoded(&authority);
+        let trust =
+            json!([{ "op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle }]);
+        for resource in [
+            ApiResource::erase::<MutatingWebhookConfiguration>(&()),
+            ApiResource::erase::<ValidatingWebhookConfiguration>(&()),
+        ] {
+            let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+            let patch: json_patch::Patch = serde_json::from_value(trust.clone())?;
+            let params = PatchParams::default();
+            api.patch(WEBHOOKS, &params, &Patch::<()>::Json(patch))
+                .await?;
+        }
+        let given = json!({
+            "metadata": { "annotations": { "jouleward.dev/expires": "2001-01-01T00:00:00Z" } },
+            "data": { "ca.crt": bundle, "tls.crt": encoded(&chain), "tls.key": encoded(&key) },
+        });
+        let params = PatchParams::default();
+        secrets(shared)
+            .patch(TLS_SECRET, &params, &Patch::Merge(given))
+            .await?;
+        // Many times as long as its own keeper would wait.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let now = secrets(shared).get(TLS_SECRET).await?;
+        ensure!(file(&now, "tls.crt") == chain.as_bytes(), "it was replaced");
+        let job: Job = serde_json::from_value(Generate::SMALL.job("asked"))?;
+        let held = || async {
+            let dry = PostParams {
+                dry_run: true,
+                ..PostParams::default()
+            };
+            let made = jobs::jobs(client, namespace).create(&dry, &job).await?;
+            Ok(jobs::is_held(&made).then_some(()))
+        };
+        eventually("the webhook is asked under it", SOON, held).await
+    });
+}
+
+#[test]
+fn the_chart_leaves_the_certificate_to_cert_manager_or_to_a_secret_of_ones_own() {
+    on_plane(|shared| async move {
+        let render = |certificate: serde_json::Value| {
+            let values = json!({ "webhook": { "certificate": certificate } });
+            harness::chart::Chart::render(&shared.stack.plane, &values)
+        };
+        let of = |chart: &harness::chart::Chart, kind: &str| {
+            let found = chart.objects.iter().find(|object| object["kind"] == kind);
+            found.cloned().unwrap_or_default()
+        };
+        let configurations = [
+            "MutatingWebhookConfiguration",
+            "ValidatingWebhookConfiguration",
+        ];
+        let external = |chart: &harness::chart::Chart| {
+            let all = chart.objects.iter();
+            let args = all.map(|object| object.pointer("/spec/template/spec/containers/0/args"));
+            let mut args = args.flatten().map(ToString::to_string);
+            args.any(|args| args.contains("--webhook-certificate=external"))
+        };
+        let own = render(json!({}))?;
+        ensure!(!external(&own) && of(&own, "Certificate").is_null());
+
+        let managed = render(json!({ "source": "cert-manager" }))?;
+        let certificate = of(&managed, "Certificate");
+        ensure!(external(&managed) && certificate["spec"]["secretName"] == TLS_SECRET);
+        ensure!(certificate["spec"]["issuerRef"]["name"] == "jouleward-webhook");
+        ensure!(of(&managed, "Issuer")["spec"]["selfSigned"].is_object());
+        for kind in configurations {
+            let from =
+                of(&managed, kind)["metadata"]["annotations"]["cert-manager.io/inject-ca-from"]
+                    .clone();
+            ensure!(
+                from == "jouleward-system/jouleward-webhook",
+                "{kind}: {from}"
+            );
+        }
+        let company = json!({ "name": "company", "kind": "ClusterIssuer" });
+        let managed = render(json!({ "source": "cert-manager", "issuerRef": company.clone() }))?;
+        ensure!(of(&managed, "Certificate")["spec"]["issuerRef"] == company);
+        ensure!(of(&managed, "Issuer").is_null());
+
+        let secret = render(json!({ "source": "secret", "caBundle": "PEM" }))?;
+        ensure!(external(&secret) && of(&secret, "Certificate").is_null());
+        for kind in configurations {
+            let bundle = of(&secret, kind)["webhooks"][0]["clientConfig"]["caBundle"].clone();
+            ensure!(bundle == "UEVN", "{kind}: {bundle}");
+        }
+        let without = render(json!({ "source": "secret" }))
+            .err()
+            .context("refused")?;
+        ensure!(format!("{without:#}").contains("webhook.certificate.caBundle"));
+        Ok(())
+    });
+}

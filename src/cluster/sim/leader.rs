@@ -121,6 +121,7 @@ impl Leader {
             },
             ignore_lease: true,
             law_write,
+            own_certificate: true,
             certificate_overlap: Duration::from_secs(30),
             keep_records: Duration::from_secs(2),
             archive: Archive::Nowhere,

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rendered objects, hooks apart.
 #[derive(Debug)]
@@ -17,7 +18,10 @@ pub struct Chart {
 impl Chart {
     /// Renders the chart with values on top of its own.
     pub fn render(plane: &Plane, values: &Value) -> anyhow::Result<Self> {
-        let path = plane.folder.join("values.json");
+        // Tests beside each other render it with values of their own.
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = plane.folder.join(format!("values-{number}.json"));
         std::fs::write(&path, serde_json::to_vec(values)?)?;
         let output = Command::new(plane.binaries.join("helm"))
             .args([
