@@ -10,7 +10,7 @@ use super::statement::DaySum;
 use crate::carbon::Milligrams;
 use jiff::Timestamp;
 use jiff::civil::Date;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// Grams booked to one day of a budget's time zone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +82,23 @@ pub struct Book {
     pub granting: Vec<Granting>,
     /// What jobs came to whose records are put away.
     pub put_away: Vec<(Date, DaySum)>,
+}
+
+impl Book {
+    /// What was charged, by day; each job once.
+    pub fn charged_by_day(&self) -> BTreeMap<Date, Milligrams> {
+        let mut days: BTreeMap<Date, Milligrams> = BTreeMap::new();
+        let mut known: HashSet<&str> = HashSet::new();
+        for entry in self.entries.iter().filter(|entry| known.insert(&entry.uid)) {
+            for charge in &entry.charges {
+                *days.entry(charge.day).or_default() += charge.mass;
+            }
+        }
+        for (day, sum) in &self.put_away {
+            *days.entry(*day).or_default() += sum.charged;
+        }
+        days
+    }
 }
 
 /// Where a budget stands.

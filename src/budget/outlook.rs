@@ -153,10 +153,10 @@ impl<'a> Future<'a> {
         let today = standing.budget.policy.period.day(now);
         let mut known: HashSet<&str> = HashSet::new();
         let book = &standing.book;
+        for (day, mass) in book.charged_by_day() {
+            add(day, mass);
+        }
         for entry in book.entries.iter().filter(|entry| known.insert(&entry.uid)) {
-            for charge in &entry.charges {
-                add(charge.day, charge.mass);
-            }
             add(today, entry.outstanding());
         }
         for grant in book
@@ -165,9 +165,6 @@ impl<'a> Future<'a> {
             .filter(|grant| known.insert(&grant.uid))
         {
             add(today, grant.mass);
-        }
-        for (day, sum) in &book.put_away {
-            add(*day, sum.charged);
         }
         Self { standing, days }
     }
@@ -197,6 +194,7 @@ impl<'a> Future<'a> {
         Budget {
             name: budget.name.clone(),
             policy: budget.policy.clone(),
+            days: self.days.clone(),
             totals: budget.policy.totals(&book, self.standing.since, moment),
         }
     }
@@ -254,6 +252,7 @@ mod tests {
                 name: "b".into(),
                 totals: Totals::default(),
                 policy,
+                days: BTreeMap::new(),
             },
             book,
             since: None,

@@ -6,7 +6,9 @@ use super::period::Period;
 use super::policy::Policy;
 use super::verdict::{Decision, Need, Reason, Verdict, decide};
 use crate::carbon::Milligrams;
+use jiff::civil::Date;
 use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
 
 /// A budget as the planner sees it.
 #[derive(Debug, Clone)]
@@ -14,6 +16,8 @@ pub struct Budget {
     pub name: String,
     pub policy: Policy,
     pub totals: Totals,
+    /// What was charged by day, where that is known: of a rolling window it falls out.
+    pub days: BTreeMap<Date, Milligrams>,
 }
 
 impl Budget {
@@ -23,14 +27,19 @@ impl Budget {
     }
 
     /// True where a job that waits now may come to fit before this period is over, beside what is
-    /// kept already: once all that is set aside were given back; of a rolling window, whatever
-    /// was burned falls out.
-    fn may_fit(&self, need: &Need, kept: Milligrams) -> bool {
+    /// kept already: once all that is set aside were given back, and of a rolling window what falls
+    /// out before its longest delay is over.
+    fn may_fit(&self, need: &Need, since: Timestamp, kept: Milligrams) -> bool {
         let Need::Known(mass) = need else {
             return false;
         };
-        let consumed = match self.policy.period {
-            Period::Rolling(..) => Milligrams(0),
+        let period = &self.policy.period;
+        let consumed = match (period, since.checked_add(self.policy.longest_delay)) {
+            (Period::Rolling(..), Ok(end)) if !self.days.is_empty() => {
+                let days = self.days.iter();
+                let left = days.filter(|(day, _)| period.counts(**day, end));
+                left.map(|(_, mass)| *mass).sum()
+            }
             _ => self.totals.consumed,
         };
         let best = Totals {
@@ -96,27 +105,24 @@ pub fn plan(namespace: &str, budgets: &[Budget], candidates: &[Candidate], now: 
             .map(|((b, need), kept)| {
                 let name = format!("{namespace}/{}", b.name);
                 let verdict = decide(&name, &b.policy, &b.totals, need.clone(), waited, now);
-                verdict.in_turn(*kept, waited < b.policy.longest_delay)
+                verdict.in_turn(b.totals.room(), *kept, waited < b.policy.longest_delay)
             })
             .collect();
+        let holding = budgets.iter().zip(&verdicts);
+        let holding = holding.filter(|(_, verdict)| verdict.decision == Decision::Hold);
+        let ripe = holding.map(|(budget, _)| budget.ripe()).min();
         let waits = settle(&mut plan, &mut budgets, candidate, verdicts);
-        if waits {
-            keep(&mut kept, &budgets, candidate, waited);
+        if waits && ripe.is_some_and(|ripe| waited >= ripe) {
+            keep(&mut kept, &budgets, candidate);
         }
     }
     plan
 }
 
 /// Keeps what a job needs that has waited for long, where that may help it.
-fn keep(
-    kept: &mut [Milligrams],
-    budgets: &[Budget],
-    candidate: &Candidate,
-    waited: SignedDuration,
-) {
+fn keep(kept: &mut [Milligrams], budgets: &[Budget], candidate: &Candidate) {
     let mut asked = budgets.iter().zip(&candidate.needs).zip(&*kept);
-    let helps =
-        asked.all(|((budget, need), kept)| waited >= budget.ripe() && budget.may_fit(need, *kept));
+    let helps = asked.all(|((budget, need), kept)| budget.may_fit(need, candidate.since, *kept));
     if helps {
         for (kept, need) in kept.iter_mut().zip(&candidate.needs) {
             *kept += need.mass();
@@ -186,6 +192,7 @@ mod tests {
                 ..Totals::default()
             },
             policy,
+            days: BTreeMap::new(),
         }
     }
 
@@ -282,13 +289,22 @@ mod tests {
         budget.totals.consumed = Milligrams(consumed);
         budget.totals.reserved = Milligrams(reserved);
         if rolling {
+            // An hour of waiting ends after midnight, when the oldest day falls out.
             budget.policy.period = Period::Rolling(jiff::tz::TimeZone::UTC, 7);
+            budget.policy.longest_delay = SignedDuration::from_hours(24);
+            let oldest = period_day(-6);
+            budget.days = [(oldest, Milligrams(consumed))].into();
         }
         let jobs: Vec<Candidate> = jobs
             .iter()
             .map(|(uid, age, mg)| job(uid, *age, *mg, 1))
             .collect();
         plan("ns", &[budget], &jobs, now())
+    }
+
+    fn period_day(days: i64) -> Date {
+        let today = Period::Day(jiff::tz::TimeZone::UTC).day(now());
+        today.saturating_add(jiff::Span::new().days(days))
     }
 
     fn granted(plan: &Plan) -> Vec<&str> {
@@ -317,8 +333,28 @@ mod tests {
     fn nothing_is_kept_for_a_job_that_this_period_cannot_let_in() {
         let jobs = [("big", 900, 80), ("small", 1, 10)];
         assert_eq!(granted(&after(&jobs, 25, 10, false)), ["small"]);
-        // Of a rolling window what was burned falls out.
-        assert_eq!(granted(&after(&jobs, 25, 10, true)), [""; 0]);
+        // Of a rolling window what was burned falls out, where it does so in time.
+        let old = [("big", 6 * 3600, 80), ("small", 1, 10)];
+        assert_eq!(granted(&after(&old, 25, 10, true)), [""; 0]);
+        let mut window = budget("b", 100, OnExceed::Defer, AtDeadline::Reject);
+        window.policy.period = Period::Rolling(jiff::tz::TimeZone::UTC, 30);
+        window.policy.longest_delay = SignedDuration::from_hours(24);
+        window.days = (0..30)
+            .map(|ago| (period_day(-ago), Milligrams(3)))
+            .collect();
+        window.totals.consumed = Milligrams(90);
+        let jobs = [job("big", 6 * 3600, 80, 1), job("small", 1, 10, 1)];
+        assert_eq!(granted(&plan("ns", &[window], &jobs, now())), ["small"]);
+    }
+
+    #[test]
+    fn who_waits_for_one_budget_is_ripe_by_its_delay_whatever_another_says() {
+        let mut day = budget("day", 100, OnExceed::Defer, AtDeadline::Reject);
+        day.totals.reserved = Milligrams(30);
+        let mut month = budget("month", 1000, OnExceed::Reject, AtDeadline::Reject);
+        month.policy.longest_delay = SignedDuration::from_hours(24);
+        let jobs = [job("big", 900, 80, 2), job("small", 1, 10, 2)];
+        assert_eq!(granted(&plan("ns", &[day, month], &jobs, now())), [""; 0]);
     }
 
     #[test]

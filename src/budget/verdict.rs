@@ -141,8 +141,8 @@ pub fn decide(
 impl Verdict {
     /// The same where so much is kept for jobs that have waited for long: who fits, and would
     /// take of it, waits for its turn.
-    pub(super) fn in_turn(mut self, kept: Milligrams, may_wait: bool) -> Self {
-        let room = (self.room - kept).or_zero();
+    pub(super) fn in_turn(mut self, room: Milligrams, kept: Milligrams, may_wait: bool) -> Self {
+        let room = (room - kept).or_zero();
         let takes = match self.need {
             Need::Known(mass) => mass > room,
             Need::Unknown(_) => room <= Milligrams(0),
@@ -150,8 +150,9 @@ impl Verdict {
         if may_wait && takes && self.reason == Reason::Fits {
             (self.decision, self.reason) = (Decision::Hold, Reason::WaitingForTurn);
         }
-        if self.decision != Decision::Admit {
-            (self.kept, self.room) = (kept, room);
+        if self.decision == Decision::Hold {
+            self.kept = kept;
+            self.room = self.per_job.map_or(room, |most| most.min(room));
         }
         self
     }

@@ -110,6 +110,7 @@ impl History<'_> {
             name: name.to_owned(),
             totals: self.policy.totals(&self.book, None, now),
             policy: self.policy.clone(),
+            days: self.book.charged_by_day(),
         };
         let plan = plan("", &[budget], &candidates, now);
         let index = |uid: &str| waiting.iter().copied().find(|i| self.past[*i].uid == uid);

@@ -92,7 +92,7 @@ impl Server {
             "max by (gpu_uuid, driver_version) (max_over_time(jouleward_gpu_info[{range}]))"
         );
         let limits = format!(
-            "max by (gpu_uuid) ((max_over_time(jouleward_gpu_power_limit_watts[{range}]) == min_over_time(jouleward_gpu_power_limit_watts[{range}])) / max_over_time(jouleward_gpu_power_limit_default_watts[{range}]))"
+            "(max by (gpu_uuid) (max_over_time(jouleward_gpu_power_limit_watts[{range}])) == min by (gpu_uuid) (min_over_time(jouleward_gpu_power_limit_watts[{range}]))) / max by (gpu_uuid) (max_over_time(jouleward_gpu_power_limit_default_watts[{range}]))"
         );
         let lasted = format!(
             "max by (uid) (max_over_time(kube_pod_completion_time[{range}])) - max by (uid) (max_over_time(kube_pod_start_time[{range}]))"

@@ -34,6 +34,7 @@ pub(super) fn status_of(
         Ok(policy) => policy,
         Err(error) => {
             status.granting = granting.to_vec();
+            status.queue.clear();
             set_condition(
                 &mut status.conditions,
                 condition("Ready", false, "InvalidSpec", error.to_string()),

@@ -30,8 +30,12 @@ const PREVIOUS: &str = "previous-ca.crt";
 struct Staged {
     authority: String,
     leaf: Pair,
+    /// Authorities that are trusted beside it: of what is served meanwhile.
+    earlier: String,
     /// µs, monotonic: since when the API server is told to trust it.
     since: u64,
+    /// µs, monotonic: when it was made.
+    made: u64,
 }
 
 /// Checks every ten seconds while leading, and more often while a certificate is on its way.
@@ -86,30 +90,37 @@ async fn ensure(context: &Context, staged: &mut Option<Staged>) -> Result<(), Fa
         trust(context, &(own + &previous)).await?;
         return Ok(());
     }
-    // Of a Secret that is gone, webhooks may serve the certificate all the same.
-    let earlier = match &found {
-        Some(secret) => text(secret, "ca.crt") + &text(secret, PREVIOUS),
-        None => trusted(context).await?,
-    };
-    let earlier = first(&earlier, EARLIER);
     if staged.is_none() {
+        let kept = found
+            .as_ref()
+            .map(|secret| text(secret, "ca.crt") + &text(secret, PREVIOUS));
+        let mut earlier = first(&kept.unwrap_or_default(), EARLIER);
+        if earlier.is_empty() {
+            // Of a Secret that is gone, webhooks may serve the certificate all the same.
+            earlier = first(&trusted(context).await?, EARLIER);
+        }
         let (authority, leaf) =
             make(hosts, context.now()).map_err(|error| Failure::Invalid(error.to_string()))?;
         *staged = Some(Staged {
             authority,
             leaf,
+            earlier,
             since: clock::monotonic_micros(),
+            made: clock::monotonic_micros(),
         });
     }
     let Some(new) = staged else {
         return Ok(());
     };
     // Whoever takes it out meanwhile, as an upgrade of the chart may, makes it begin anew.
-    if trust(context, &format!("{}{earlier}", new.authority)).await? {
+    if trust(context, &format!("{}{}", new.authority, new.earlier)).await? {
         new.since = clock::monotonic_micros();
     }
-    let told = Duration::from_micros(clock::monotonic_micros().saturating_sub(new.since));
-    if !earlier.is_empty() && told < context.settings.certificate_overlap {
+    let ago = |at: u64| Duration::from_micros(clock::monotonic_micros().saturating_sub(at));
+    let overlap = context.settings.certificate_overlap;
+    // Where somebody takes it out again and again, an old certificate must not run out over it.
+    let waits = ago(new.since) < overlap && ago(new.made) < overlap * 10;
+    if waits && !new.earlier.is_empty() {
         return Ok(());
     }
     let kept = Kept {
@@ -117,7 +128,7 @@ async fn ensure(context: &Context, staged: &mut Option<Staged>) -> Result<(), Fa
         authority: &new.authority,
         leaf: &new.leaf,
         hosts,
-        besides: vec![(PREVIOUS, &earlier)],
+        besides: vec![(PREVIOUS, &new.earlier)],
     };
     secrets::write(context, found, kept).await?;
     *staged = None;

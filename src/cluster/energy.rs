@@ -4,7 +4,7 @@ use super::stores::ExporterSeen;
 use super::world::NodeInfo;
 use crate::clock;
 use crate::contract::{EXPORTER_NAME, LEDGER_PORT};
-use crate::node::LedgerPage;
+use crate::node::{LedgerPage, PodEnergy};
 use crate::serve::fetch::{self, FetchError};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::HashMap;
@@ -24,7 +24,16 @@ const NAMED: usize = 10_000;
 pub(super) struct Pages {
     pages: HashMap<String, (Arc<LedgerPage>, u64)>,
     /// UIDs of pods that a node could only tell by `namespace/name`.
-    named: HashMap<String, String>,
+    named: HashMap<String, Named>,
+}
+
+/// A pod that a node tells by name alone.
+#[derive(Debug, Clone)]
+struct Named {
+    uid: String,
+    /// What pods of the same name before it had burned, µJ, and what was told last.
+    before: u64,
+    seen: u64,
 }
 
 /// Why an exporter gave no page.
@@ -105,19 +114,42 @@ impl Pages {
             let unnamed = page.pods.iter().map(|pod| &pod.uid);
             let unnamed: Vec<String> = unnamed.filter(|uid| uid.contains('/')).cloned().collect();
             for name in unnamed {
-                let known = self.named.get(&name).cloned();
-                let uid = known.or_else(|| uid_of(&name));
+                let (known, live) = (self.named.get(&name), uid_of(&name));
+                // Another pod of the same name begins where the one before it ended.
+                let burned = |pod: &&PodEnergy| pod.uid == name;
+                let sum = page
+                    .pods
+                    .iter()
+                    .find(burned)
+                    .map_or(0, |pod| pod.microjoules);
+                let next = match (known, live) {
+                    (Some(known), Some(live)) if known.uid != live => Some(Named {
+                        uid: live,
+                        before: known.seen,
+                        seen: sum,
+                    }),
+                    (Some(known), _) => Some(Named {
+                        seen: sum,
+                        ..known.clone()
+                    }),
+                    (None, live) => live.map(|uid| Named {
+                        uid,
+                        before: 0,
+                        seen: sum,
+                    }),
+                };
                 // One that was named meanwhile has a line of its own from then on.
-                let alone = |uid: &String| page.pods.iter().all(|pod| pod.uid != *uid);
-                let Some(uid) = uid.filter(alone) else {
+                let alone = |next: &Named| page.pods.iter().all(|pod| pod.uid != next.uid);
+                let Some(next) = next.filter(alone) else {
                     continue;
                 };
                 for pod in &mut Arc::make_mut(page).pods {
                     if pod.uid == name {
-                        pod.uid.clone_from(&uid);
+                        pod.uid.clone_from(&next.uid);
+                        pod.microjoules = pod.microjoules.saturating_sub(next.before);
                     }
                 }
-                named.insert(name, uid);
+                named.insert(name, next);
             }
         }
         // What no page of this second tells by name is told no more, or by a node that is silent
@@ -166,7 +198,6 @@ async fn fetch(ip: &str, tls: Arc<rustls::ClientConfig>) -> Result<LedgerPage, S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::PodEnergy;
 
     #[test]
     fn a_pod_that_a_node_tells_by_name_alone_is_named_and_stays_so_once_it_is_gone() {
@@ -186,8 +217,18 @@ mod tests {
         };
         pages.name_pods(|name| Some(format!("uid-{}", name.strip_prefix("team/")?)));
         assert_eq!(uids(&pages), ["uid-a", "team/b", "uid-b", "uid-c"]);
-        pages.pages.insert("n".to_owned(), (Arc::new(page()), 1));
+        let mut later = page();
+        later.pods[0].microjoules = 5;
+        pages
+            .pages
+            .insert("n".to_owned(), (Arc::new(later.clone()), 1));
         pages.name_pods(|_| None);
         assert_eq!(uids(&pages), ["uid-a", "team/b", "uid-b", "uid-c"]);
+        // Another of the same name is not charged what the first burned.
+        later.pods[0].microjoules = 12;
+        pages.pages.insert("n".to_owned(), (Arc::new(later), 2));
+        pages.name_pods(|name| (name == "team/a").then(|| "uid-new".to_owned()));
+        assert_eq!(uids(&pages)[0], "uid-new");
+        assert_eq!(pages.of("n").unwrap().0.pods[0].microjoules, 7);
     }
 }

@@ -99,7 +99,6 @@ pub(super) fn decide_on(
     }
     let mut plan = plan(namespace, &budgets, &candidates, now);
     plan.grants.splice(0..0, adopted);
-    plan.grants.truncate(IN_FLIGHT);
     plan
 }
 

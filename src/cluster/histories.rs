@@ -165,6 +165,7 @@ impl History {
             .collect();
         let budgets: Vec<Budget> = (0..self.budgets.len())
             .map(|budget| Budget {
+                days: BTreeMap::new(),
                 name: name(budget),
                 policy: self.budgets[budget].clone(),
                 totals: self.totals(budget, true),

@@ -162,7 +162,12 @@ impl Ledger {
                 let book = self.book(&terms.name, &self.in_flight(budget));
                 let since = budget.measured_since();
                 let totals = terms.policy.totals(&book, since, now);
-                Some(Terms { totals, ..terms })
+                let days = book.charged_by_day();
+                Some(Terms {
+                    totals,
+                    days,
+                    ..terms
+                })
             })
             .collect()
     }

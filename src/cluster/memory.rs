@@ -27,6 +27,8 @@ pub(super) struct Memory {
     pub(super) laws: LawBook,
     /// Records that went, and of which it is not settled why.
     pub(super) missed: Vec<Missed>,
+    /// The namespace that making good goes on with.
+    pub(super) missed_from: Option<String>,
     /// Statements that went.
     pub(super) gone: Vec<Removed<CarbonStatement>>,
     /// µs, monotonic: when a round of putting records away was begun last.

@@ -2,6 +2,7 @@
 //! statement where its namespace goes too; a statement is made anew. What was charged stays charged.
 
 use super::context::{Context, Failure, carry_on};
+use super::ledger::listed_elsewhere;
 use super::memory::Memory;
 use super::statements::{AT_ONCE, Of, cutoff, namespace_uid, settled_by, write};
 use super::stores::Removed;
@@ -78,13 +79,19 @@ pub(super) async fn run(
     }
     let until = clock::monotonic_micros() + A_CYCLE_US;
     let mut result = Ok(());
-    for (namespace, missed) in by_namespace {
+    // No namespace keeps the others waiting for more than a cycle.
+    let from = memory.missed_from.take().unwrap_or_default();
+    let after = by_namespace.split_off(&from);
+    for (namespace, missed) in after.into_iter().chain(by_namespace) {
         let waits = memory
             .gone
             .iter()
             .any(|gone| gone.value.spec.namespace == namespace);
         if waits || result.is_err() || clock::monotonic_micros() >= until {
             memory.missed.extend(missed);
+            if !waits {
+                memory.missed_from.get_or_insert(namespace);
+            }
             continue;
         }
         let mut good = Good {
@@ -158,19 +165,21 @@ impl Good<'_> {
 
     async fn restore_all(&mut self) -> Result<(), Failure> {
         let mut missed = std::mem::take(&mut self.left).into_iter();
+        let mut failed = Vec::new();
         let mut result = Ok(());
         for mut one in missed.by_ref() {
             let done = restore(self.context, self.namespace, &one.record).await;
             if let Err(error) = done {
                 one.refused += u32::from(matches!(error, Failure::Invalid(_)));
-                self.left.push(one);
+                failed.push(one);
                 result = Err(error);
             }
             if matches!(result, Err(Failure::Deposed)) || self.is_late() {
                 break;
             }
         }
-        self.left.extend(missed);
+        // Those that were not tried come first the next time.
+        self.left.extend(missed.chain(failed));
         result
     }
 
@@ -192,12 +201,23 @@ impl Good<'_> {
             }
         };
         missed.retain(|missed| !there.contains(missed.uid()));
+        // A pod's record beside its job's counts nowhere.
+        let records: Vec<Arc<CarbonReservation>> =
+            missed.iter().map(|missed| missed.record.clone()).collect();
+        let listed = listed_elsewhere(records.iter().map(AsRef::as_ref));
+        // Of two namespaces of one name each has lines of its own.
+        missed.sort_by(|a, b| a.namespace_uid.cmp(&b.namespace_uid));
         while !missed.is_empty() && !self.is_late() {
-            let rest = missed.split_off(missed.len().min(AT_ONCE));
-            let records: Vec<_> = missed.iter().map(|m| (&*m.record, true)).collect();
+            let uid = missed[0].namespace_uid.clone();
+            let same = missed
+                .iter()
+                .take_while(|missed| missed.namespace_uid == uid);
+            let rest = missed.split_off(same.count().min(AT_ONCE));
+            let counts = |missed: &Missed| !listed.contains(missed.uid());
+            let records: Vec<_> = missed.iter().map(|m| (&*m.record, counts(m))).collect();
             let of = Of {
                 namespace: self.namespace,
-                uid: &missed[0].namespace_uid,
+                uid: &uid,
             };
             match write(self.context, of, statement, &records).await {
                 Ok(written) => {

@@ -136,6 +136,7 @@ mod tests {
 
     fn terms(name: &str, mode: Mode, on_overrun: OnOverrun) -> Terms {
         Terms {
+            days: std::collections::BTreeMap::new(),
             name: name.into(),
             policy: Policy {
                 mode,

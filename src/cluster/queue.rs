@@ -6,7 +6,7 @@ use super::objects::Work;
 use super::verdicts::{Terms, forecast};
 use crate::api::{BudgetStatus, QueuedJob};
 use crate::budget::{
-    Candidate, Oracle, Place, Plan, Prospect, Reason, Standing, Totals, outlook, promise,
+    Candidate, Granting, Oracle, Place, Plan, Prospect, Reason, Standing, Totals, outlook, promise,
 };
 use crate::carbon::Milligrams;
 use jiff::Timestamp;
@@ -65,7 +65,7 @@ impl Queue {
         let first = plan.waiting.iter().take(TOLD);
         let first = first.filter_map(|w| Some((*works.get(w.uid.as_str())?, w.verdict.reason)));
         let first: Vec<(&Work, Reason)> = first.collect();
-        let places = places(namespace, ledger, terms, &first, oracle, now);
+        let places = places(namespace, ledger, terms, (plan, &first), oracle, now);
         let waiting = first.iter().zip(places);
         let waiting = waiting.map(|((work, reason), place)| Waiting {
             kind: work.kind.as_str(),
@@ -126,7 +126,7 @@ fn places(
     namespace: &str,
     ledger: &Ledger,
     terms: &[Terms],
-    first: &[(&Work, Reason)],
+    (plan, first): (&Plan, &[(&Work, Reason)]),
     oracle: &Oracle,
     now: Timestamp,
 ) -> Vec<Place> {
@@ -147,9 +147,19 @@ fn places(
     let standings = terms.iter().filter_map(|terms| {
         let named = |budget: &&crate::api::CarbonBudget| budget.name_any() == terms.name;
         let budget = ledger.budgets.iter().find(named)?;
+        let mut book = ledger.book(&terms.name, &ledger.in_flight(budget));
+        // What is granted now has its room before anybody who waits.
+        let granted = plan.grants.iter().flat_map(|grant| {
+            let own = grant.masses.iter().filter(|(name, _)| *name == terms.name);
+            own.map(|(_, mass)| Granting {
+                uid: grant.uid.clone(),
+                mass: *mass,
+            })
+        });
+        book.granting.extend(granted);
         Some(Standing {
             budget: terms.budget(),
-            book: ledger.book(&terms.name, &ledger.in_flight(budget)),
+            book,
             since: budget.measured_since(),
         })
     });
@@ -200,8 +210,10 @@ fn why(known: &QueuedJob, told: &QueuedJob, before: &BudgetStatus, sum: &Totals)
         "" => String::new(),
         starts => format!("promised for {starts}: "),
     };
-    let used = sum.consumed.0 + sum.reserved.0;
-    let used_before = before.consumed_milligrams + before.reserved_milligrams;
+    let used = (sum.consumed + sum.reserved).0;
+    let used_before =
+        Milligrams(before.consumed_milligrams) + Milligrams(before.reserved_milligrams);
+    let used_before = used_before.0;
     let what = if sum.limit.0 < before.limit_milligrams {
         let (now, was) = (mass(sum.limit.0), mass(before.limit_milligrams));
         format!("the limit was lowered from {was} to {now}")
@@ -212,7 +224,7 @@ fn why(known: &QueuedJob, told: &QueuedJob, before: &BudgetStatus, sum: &Totals)
         let (now, was) = (mass(told.ahead_milligrams), mass(known.ahead_milligrams));
         format!("those before it need {now}, and were to need {was}")
     } else if used > used_before {
-        let more = mass(used - used_before);
+        let more = mass(used.saturating_sub(used_before));
         format!("{more} more than was foreseen is burned or set aside")
     } else {
         "less came free than was foreseen".to_owned()

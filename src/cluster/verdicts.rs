@@ -9,8 +9,10 @@ use crate::budget::{
 };
 use crate::carbon::Milligrams;
 use crate::law::{Stack, Workload};
+use jiff::civil::Date;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 /// A budget that makes sense.
@@ -19,6 +21,8 @@ pub(super) struct Terms {
     pub(super) name: String,
     pub(super) policy: Policy,
     pub(super) totals: Totals,
+    /// What was charged by day, where it was asked of the ledger.
+    pub(super) days: BTreeMap<Date, Milligrams>,
 }
 
 impl Terms {
@@ -39,6 +43,7 @@ impl Terms {
             name: budget.name_any(),
             policy,
             totals,
+            days: BTreeMap::new(),
         })
     }
 
@@ -47,6 +52,7 @@ impl Terms {
             name: self.name.clone(),
             policy: self.policy.clone(),
             totals: self.totals,
+            days: self.days.clone(),
         }
     }
 }

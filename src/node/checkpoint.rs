@@ -33,14 +33,17 @@ pub(super) struct State {
 impl State {
     /// Goes on with an earlier run's work at `now` (µs, monotonic). Where the machine has started
     /// anew since and was away (ms) for longer than ended pods are kept, those of before have been
-    /// told, or are asked for no more: told anew, they would be charged anew.
-    pub(super) fn go_on(&mut self, same_boot: bool, away: i64, kept: Duration, now: u64) {
+    /// told, or are asked for no more: told anew, they would be charged anew. All of them begin at
+    /// zero then, and true is given: it is another row of runs.
+    pub(super) fn go_on(&mut self, same_boot: bool, away: i64, kept: Duration, now: u64) -> bool {
         self.meter.resume(same_boot);
         self.allocations.resume(same_boot, now);
         let kept = i64::try_from(kept.as_millis()).unwrap_or(i64::MAX);
-        if !same_boot && away > kept {
+        let long = !same_boot && away > kept;
+        if long {
             self.meter.retire(1, usize::MAX);
         }
+        long
     }
 }
 
@@ -526,7 +529,7 @@ mod tests {
             else {
                 panic!("{found:?}");
             };
-            state.go_on(same_boot, away, kept, 5 * SECOND);
+            assert_eq!(state.go_on(same_boot, away, kept, 5 * SECOND), !named);
             let pods = state.meter.pods().count();
             assert_eq!(pods > 0, named, "{boot} {away}");
             assert!(state.meter.is_sound());

@@ -74,6 +74,10 @@ fn a_job_that_waits_is_told_its_place_and_by_when_it_starts_and_why_that_is_put_
         ensure!(day(&both[0]) == day(&both[1]), "{both:?}");
         ensure!(both[0]["position"] == 1 && both[1]["position"] == 2);
         ensure!(
+            both.iter().all(|job| job.get("putOff").is_none()),
+            "{both:?}"
+        );
+        ensure!(
             both[1]["aheadMilligrams"] == both[0]["milligrams"],
             "{both:?}"
         );
@@ -117,6 +121,40 @@ fn a_job_that_waits_is_told_its_place_and_by_when_it_starts_and_why_that_is_put_
             names(q) == ["second"] && q[0]["position"] == 1
         })
         .await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn of_jobs_that_come_together_those_that_wait_are_promised_what_the_others_leave() {
+    on_plane(|shared| async move {
+        let (client, namespace) = (&shared.stack.client, "together");
+        let ask = Generate::SMALL;
+        jobs::room_for(client, namespace, &ask, 5).await?;
+        let terms = json!({
+            "period": { "type": "Day", "timeZone": "UTC" }, "longestDelaySeconds": 250_000,
+        });
+        jobs::amend(client, namespace, "images", terms).await?;
+        let jobs = ["a", "b", "c"].map(|name| ask.placeholder(name));
+        let created = jobs
+            .iter()
+            .map(|job| jobs::create_job(client, namespace, job));
+        futures::future::try_join_all(created).await?;
+        let two = queue(shared, namespace, "two wait", |q| q.len() == 2).await?;
+        // A placeholder holds its place: what is promised now stands.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let later = queue(shared, namespace, "they wait on", |q| q.len() == 2).await?;
+        for (now, before) in later.iter().zip(&two) {
+            ensure!(now.get("putOff").is_none(), "{later:?}");
+            ensure!(
+                now["starts"] == before["starts"] && day(now).is_some(),
+                "{later:?}"
+            );
+        }
+        ensure!(
+            day(&later[1]) == day(&later[0]).map(|day| day + 1),
+            "{later:?}"
+        );
         Ok(())
     });
 }

@@ -129,10 +129,12 @@ impl Sampler {
                 tracing::info!(same_boot, epoch = state.epoch, "goes on where it ended");
                 let mut state = *state;
                 let (kept, now) = (self.settings.keep_final, clock::monotonic_micros());
-                state.go_on(same_boot, away, kept, now);
+                let anew = state.go_on(same_boot, away, kept, now);
                 (self.meter, self.allocations) = (state.meter, state.allocations);
-                // The same sums go on, so the epoch does too.
-                self.epoch = state.epoch;
+                if !anew {
+                    // The same sums go on, so the epoch does too.
+                    self.epoch = state.epoch;
+                }
                 if same_boot {
                     self.pods = state.pods;
                 }
