@@ -86,8 +86,8 @@ async fn ensure(context: &Context, staged: &mut Option<Staged>) -> Result<(), Fa
     let good = |secret: &&Secret| secrets::is_good(secret, hosts, context.now());
     if let Some(secret) = found.as_ref().filter(good) {
         *staged = None;
-        let (own, previous) = (text(secret, "ca.crt"), text(secret, PREVIOUS));
-        trust(context, &(own + &previous)).await?;
+        let all = text(secret, "ca.crt") + &text(secret, PREVIOUS);
+        trust(context, &first(&all, 1 + EARLIER)).await?;
         return Ok(());
     }
     if staged.is_none() {
