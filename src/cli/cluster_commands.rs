@@ -9,11 +9,6 @@ use crate::contract::{CONTROLLER_PORT, WEBHOOK_ADMIN_PORT, WEBHOOK_PORT};
 use crate::serve::shutdown::Stop;
 use anyhow::Context;
 use clap::Args;
-use kube::Resource;
-use kube::api::{Api, ListParams};
-use kube::core::NamespaceResourceScope;
-use serde::de::DeserializeOwned;
-use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -238,27 +233,6 @@ pub(super) async fn client() -> anyhow::Result<kube::Client> {
         ))
     })?;
     Ok(kube::Client::try_from(config)?)
-}
-
-/// Objects of a kind of ours, of one namespace or of all.
-pub(super) async fn list<K>(
-    client: &kube::Client,
-    namespace: Option<&str>,
-) -> anyhow::Result<Vec<K>>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + Debug,
-{
-    let api: Api<K> = match namespace {
-        Some(name) => Api::namespaced(client.clone(), name),
-        None => Api::all(client.clone()),
-    };
-    let list = api.list(&ListParams::default()).await;
-    let kind = K::plural(&()).into_owned();
-    let list = list.with_context(|| format!("the cluster could not be asked for {kind}"))?;
-    Ok(list.items)
 }
 
 fn report(format: Format, lifted: &Lifted) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Errors are printed once, here.
 
 mod arguments;
+mod budgets;
 mod cluster_commands;
 mod crds;
 mod debug;

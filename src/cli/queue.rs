@@ -1,15 +1,12 @@
 //! `jouleward queue`: who waits for which budget, behind what, and by when each is promised to start.
 
-use super::arguments::wrong;
-use super::cluster_commands::{client, list};
+use super::budgets::BudgetArguments;
 use super::output::{Format, columns, print};
-use super::report::of_file;
 use crate::api::{CarbonBudget, QueuedJob};
 use crate::carbon::Milligrams;
 use clap::Args;
 use kube::ResourceExt;
 use serde::Serialize;
-use std::path::PathBuf;
 
 /// Shows the jobs that wait for a budget, who waits longest first: what each asks for, what those before
 /// it ask for, and by when it is promised to start.
@@ -21,15 +18,8 @@ use std::path::PathBuf;
 A start is promised as if all that runs burned what is set aside for it, and is put off only with a
 reason, which is told here and in an Event. A budget tells of the first 20.")]
 pub(super) struct Queue {
-    /// Namespace to look at.
-    #[arg(short, long, required_unless_present_any = ["all_namespaces", "filename"])]
-    namespace: Option<String>,
-    /// Every namespace.
-    #[arg(short = 'A', long, conflicts_with = "namespace")]
-    all_namespaces: bool,
-    /// CarbonBudgets in YAML or JSON instead of a cluster's; may be repeated.
-    #[arg(short, long)]
-    filename: Vec<PathBuf>,
+    #[command(flatten)]
+    budgets: BudgetArguments,
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -50,26 +40,8 @@ struct Line {
 
 impl Queue {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let mut budgets = Vec::new();
-        for path in &self.filename {
-            budgets.extend(of_file(path)?.0);
-        }
-        if self.filename.is_empty() {
-            budgets = list(&client().await?, self.namespace.as_deref()).await?;
-        }
-        let here = |budget: &CarbonBudget| {
-            self.namespace.is_none() || budget.namespace() == self.namespace
-        };
-        budgets.retain(here);
-        if budgets.is_empty() {
-            let place = self.namespace.as_deref();
-            let place = place.map_or(String::new(), |name| format!(" in namespace {name}"));
-            return Err(wrong(format!(
-                "there is no CarbonBudget{place}: nothing waits for one"
-            )));
-        }
-        let mut lines: Vec<Line> = budgets.into_iter().map(line).collect();
-        lines.sort_by(|a, b| (&a.namespace, &a.budget).cmp(&(&b.namespace, &b.budget)));
+        let (budgets, _) = self.budgets.read(false, "nothing waits for one").await?;
+        let lines: Vec<Line> = budgets.into_iter().map(line).collect();
         print(self.output, &lines, |lines| table(lines))
     }
 }

@@ -1,8 +1,8 @@
 //! `jouleward report`: what each budget would have refused or delayed, had it been enforced, from
 //! the records of what ran.
 
-use super::arguments::{objects, read, wrong};
-use super::cluster_commands::{client, list};
+use super::arguments::wrong;
+use super::budgets::BudgetArguments;
 use super::output::{Format, columns, print};
 use crate::api::{CarbonBudget, CarbonReservation};
 use crate::budget::{Fate, Need, Past, Policy, what_if};
@@ -12,7 +12,6 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use serde::Serialize;
 use std::collections::HashSet;
-use std::path::PathBuf;
 
 /// Tells what budgets would have refused or delayed, had they been enforced: before a switch from
 /// Audit or Warn to Enforce, or to another limit.
@@ -25,16 +24,8 @@ use std::path::PathBuf;
 Each job is asked of its budget at the moment that it ran, with what it reserved then; what it emitted is as it
 was measured. Where it would have waited, all after it see the room that it took later.")]
 pub(super) struct Report {
-    /// Namespace to report on.
-    #[arg(short, long, required_unless_present_any = ["all_namespaces", "filename"])]
-    namespace: Option<String>,
-    /// Every namespace.
-    #[arg(short = 'A', long, conflicts_with = "namespace")]
-    all_namespaces: bool,
-    /// CarbonBudgets and CarbonReservations in YAML, JSON or JSON lines, as the controller hands
-    /// records on, instead of a cluster's; may be repeated.
-    #[arg(short, long)]
-    filename: Vec<PathBuf>,
+    #[command(flatten)]
+    budgets: BudgetArguments,
     /// Another limit than the budgets', for example 3kg.
     #[arg(long)]
     limit: Option<String>,
@@ -79,65 +70,15 @@ impl Report {
                 .map_err(|error| wrong(format!("--limit: {error}")))
         });
         let limit = limit.transpose()?;
-        let (mut budgets, mut records) = (Vec::new(), Vec::new());
-        for path in &self.filename {
-            let (more_budgets, more_records) = of_file(path)?;
-            budgets.extend(more_budgets);
-            records.extend(more_records);
-        }
-        if self.filename.is_empty() {
-            (budgets, records) = self.of_cluster().await?;
-        }
+        let none = "create one under Audit, and let it record";
+        let (budgets, mut records) = self.budgets.read(true, none).await?;
         // A record that a crash kept from being deleted is handed on again.
         let mut known = HashSet::new();
         records.retain(|record| known.insert(record.spec.workload.uid.clone()));
-        let here =
-            |namespace: Option<String>| self.namespace.is_none() || namespace == self.namespace;
-        let mut lines = Vec::new();
-        for budget in budgets.iter().filter(|budget| here(budget.namespace())) {
-            lines.push(line(budget, &records, limit)?);
-        }
-        if lines.is_empty() {
-            let place = self.namespace.as_deref();
-            let place = place.map_or(String::new(), |name| format!(" in namespace {name}"));
-            return Err(wrong(format!(
-                "there is no CarbonBudget{place}: create one under Audit, and let it record"
-            )));
-        }
-        lines.sort_by(|a, b| (&a.namespace, &a.budget).cmp(&(&b.namespace, &b.budget)));
+        let lines = budgets.iter().map(|budget| line(budget, &records, limit));
+        let lines: Vec<Line> = lines.collect::<anyhow::Result<_>>()?;
         print(self.output, &lines, |lines| table(lines))
     }
-
-    async fn of_cluster(&self) -> anyhow::Result<(Vec<CarbonBudget>, Vec<CarbonReservation>)> {
-        let client = client().await?;
-        let namespace = self.namespace.as_deref();
-        Ok((
-            list(&client, namespace).await?,
-            list(&client, namespace).await?,
-        ))
-    }
-}
-
-pub(super) fn of_file(
-    path: &PathBuf,
-) -> anyhow::Result<(Vec<CarbonBudget>, Vec<CarbonReservation>)> {
-    let hint = "give CarbonBudgets and CarbonReservations, as kubectl get -o yaml writes them";
-    let text = read(path, "--filename:", hint)?;
-    let objects = objects(&text)
-        .map_err(|error| wrong(format!("{} is no YAML: {error}; {hint}", path.display())))?;
-    let (mut budgets, mut records) = (Vec::new(), Vec::new());
-    for object in objects {
-        let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-        let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        let named = format!("{}: {kind} {name}", path.display());
-        let broken = |error: serde_json::Error| wrong(format!("{named}: {error}"));
-        match kind.as_str() {
-            "CarbonBudget" => budgets.push(serde_json::from_value(object).map_err(broken)?),
-            "CarbonReservation" => records.push(serde_json::from_value(object).map_err(broken)?),
-            _ => {}
-        }
-    }
-    Ok((budgets, records))
 }
 
 fn line(

@@ -4,7 +4,7 @@
 use super::context::{Context, Failure};
 use super::verdicts::Terms;
 use crate::api::{CarbonBudget, CarbonReservation, CarbonStatement, GrantInFlight};
-use crate::budget::{Book, Granting};
+use crate::budget::{Book, Granting, Period};
 use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -162,7 +162,12 @@ impl Ledger {
                 let book = self.book(&terms.name, &self.in_flight(budget));
                 let since = budget.measured_since();
                 let totals = terms.policy.totals(&book, since, now);
-                let days = book.charged_by_day();
+                let rolls = matches!(terms.policy.period, Period::Rolling(..));
+                let days = if rolls {
+                    book.charged_by_day()
+                } else {
+                    BTreeMap::new()
+                };
                 Some(Terms {
                     totals,
                     days,

@@ -9,9 +9,12 @@ use super::stores::Removed;
 use crate::api::{CarbonReservation, CarbonStatement};
 use crate::clock;
 use crate::contract as c;
-use kube::ResourceExt;
 use kube::api::{Api, ListParams, PostParams};
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashSet};
+use std::fmt::Debug;
 use std::sync::Arc;
 
 /// For how long records are made good in one cycle, µs: jobs wait meanwhile.
@@ -272,6 +275,31 @@ impl Good<'_> {
     }
 }
 
+/// Creates an object that somebody deleted, and says so; or gives the one that is there meanwhile.
+/// True where it was created.
+async fn made_anew<K>(context: &Context, api: &Api<K>, fresh: &K) -> Result<(K, bool), Failure>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize,
+{
+    let name = fresh.name_any();
+    match context
+        .call(api.create(&PostParams::default(), fresh))
+        .await
+    {
+        Ok(there) => {
+            tracing::warn!(
+                kind = %K::kind(&()),
+                namespace = fresh.meta().namespace,
+                name,
+                "somebody deleted it: it is made anew, what was charged stays charged"
+            );
+            Ok((there, true))
+        }
+        Err(Failure::Conflict) => Ok((context.call(api.get(&name)).await?, false)),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes a record anew that somebody deleted, as it was known last.
 async fn restore(
     context: &Context,
@@ -283,21 +311,11 @@ async fn restore(
     context.check_leading()?;
     let mut fresh = CarbonReservation::new(&name, record.spec.clone());
     fresh.metadata.namespace = Some(namespace.to_owned());
-    let params = PostParams::default();
-    let mut there = match context.call(api.create(&params, &fresh)).await {
-        Ok(there) => {
-            tracing::warn!(
-                namespace,
-                record = name,
-                "somebody deleted a record: it is made anew, what was charged stays charged"
-            );
-            let labels = vec![("namespace", namespace.to_owned())];
-            context.tallies.count(&c::RECORDS_RESTORED, labels);
-            there
-        }
-        Err(Failure::Conflict) => context.call(api.get(&name)).await?,
-        Err(error) => return Err(error),
-    };
+    let (mut there, is_new) = made_anew(context, &api, &fresh).await?;
+    if is_new {
+        let labels = vec![("namespace", namespace.to_owned())];
+        context.tallies.count(&c::RECORDS_RESTORED, labels);
+    }
     let ours = record.status.clone().unwrap_or_default();
     let theirs = there.status.clone().unwrap_or_default();
     // Another leader may have made it anew already, and have heard of more since.
@@ -311,7 +329,7 @@ async fn restore(
     there.metadata.managed_fields = None;
     there.status = Some(ours);
     context
-        .call(api.replace_status(&name, &params, &there))
+        .call(api.replace_status(&name, &PostParams::default(), &there))
         .await?;
     Ok(())
 }
@@ -339,20 +357,9 @@ async fn statements(context: &Context, memory: &mut Memory) -> Result<(), Failur
 async fn restore_statement(context: &Context, statement: &CarbonStatement) -> Result<(), Failure> {
     let name = statement.name_any();
     let api: Api<CarbonStatement> = Api::all(context.client.clone());
-    let params = PostParams::default();
     context.check_leading()?;
     let fresh = CarbonStatement::new(&name, statement.spec.clone());
-    let mut there = match context.call(api.create(&params, &fresh)).await {
-        Ok(there) => {
-            tracing::warn!(
-                statement = name,
-                "somebody deleted a statement: it is made anew, what was charged stays charged"
-            );
-            there
-        }
-        Err(Failure::Conflict) => context.call(api.get(&name)).await?,
-        Err(error) => return Err(error),
-    };
+    let (mut there, _) = made_anew(context, &api, &fresh).await?;
     let ours = statement.status.clone().unwrap_or_default();
     let theirs = there.status.clone().unwrap_or_default();
     if theirs.lease_epoch > context.epoch() {
@@ -365,7 +372,7 @@ async fn restore_statement(context: &Context, statement: &CarbonStatement) -> Re
     there.metadata.managed_fields = None;
     there.status = Some(ours);
     context
-        .call(api.replace_status(&name, &params, &there))
+        .call(api.replace_status(&name, &PostParams::default(), &there))
         .await?;
     Ok(())
 }

@@ -55,11 +55,10 @@ impl Queue {
         oracle: &Oracle,
         (held, now): (i64, Timestamp),
     ) -> Self {
-        let works: HashMap<&str, &Work> = question
-            .held
-            .iter()
-            .map(|work| (work.uid.as_str(), *work))
-            .collect();
+        // Most of the time nobody waits.
+        let held_works = question.held.iter().filter(|_| !plan.waiting.is_empty());
+        let works: HashMap<&str, &Work> =
+            held_works.map(|work| (work.uid.as_str(), *work)).collect();
         let before = plan.waiting.iter().enumerate();
         let before = before.map(|(place, refusal)| (refusal.uid.clone(), place));
         let first = plan.waiting.iter().take(TOLD);
