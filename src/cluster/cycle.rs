@@ -13,7 +13,7 @@ use super::refusals::{
 };
 use super::verdicts::{Terms, strictest};
 use super::works::works;
-use super::{lift, missing, statements, upkeep};
+use super::{lift, missing, put_away, upkeep};
 use crate::api::{CarbonBudget, CarbonReservation};
 use crate::budget::{Mode, Plan, Verdict};
 use crate::clock;
@@ -39,7 +39,7 @@ pub(super) async fn run(context: &Context, memory: &mut Memory) {
     memory.leads_since.get_or_insert(micros);
     let mut done = Box::pin(missing::run(context, memory, micros)).await;
     if done.is_ok() {
-        done = Box::pin(statements::run(context, memory, &pages, micros)).await;
+        done = Box::pin(put_away::run(context, memory, &pages, micros)).await;
     }
     match done {
         Err(Failure::Deposed) => return,

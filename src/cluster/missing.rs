@@ -4,7 +4,8 @@
 use super::context::{Context, Failure, carry_on};
 use super::ledger::listed_elsewhere;
 use super::memory::Memory;
-use super::statements::{AT_ONCE, Of, cutoff, namespace_uid, settled_by, write};
+use super::put_away::{Of, cutoff, namespace_uid, write};
+use super::statements::{AT_ONCE, settled_by};
 use super::stores::Removed;
 use crate::api::{CarbonReservation, CarbonStatement};
 use crate::clock;

@@ -26,6 +26,7 @@ mod missing;
 mod objects;
 mod overrun;
 mod pki;
+mod put_away;
 mod queue;
 mod records;
 mod refusals;
